@@ -1,0 +1,32 @@
+# `make demo` and `make test` need nothing but Python 3.10 or later: they make their own virtual environments.
+PYTHON ?= python3
+SITE = import sysconfig; print(sysconfig.get_paths()["purelib"])
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	.venv/bin/python scripts/demo.py
+
+# Both generations of transformers, each told where the other is: what one saves, the other must load.
+test: .venv/ready .venv-4/ready
+	SAFEQWEN_OTHER_PYTHON=.venv-4/bin/python .venv/bin/python -m pytest -n 2
+	SAFEQWEN_OTHER_PYTHON=.venv/bin/python .venv-4/bin/python -m pytest -n 2
+
+lint: .venv/ready
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# transformers 4.57 on top of everything else in .venv, which would take gigabytes twice.
+.venv-4/ready: .venv/ready
+	$(PYTHON) -m venv .venv-4
+	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-4/bin/python -c '$(SITE)'); \
+		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
+	.venv-4/bin/python -m pip install --quiet "transformers>=4.57,<4.58"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-4

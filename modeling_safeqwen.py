@@ -1,0 +1,814 @@
+"""
+SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704).
+
+The guard averages the last hidden states of a prompt's picture tokens and maps them to one logit per safety category.
+This file adds that, and nothing else, to transformers' Qwen2.5-VL: tokens and logits stay the base model's, and a
+verdict is only ever computed from weights that were loaded or trained.
+
+Read in this order: `SafetyHead` (the guard), `forward`, `generate`, `guard`; the rest keeps wrong numbers from looking
+right (`_locate_pictures`, `_refuse_unless_ready`, `from_pretrained`).
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from torch.torch_version import TorchVersion
+from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_safeqwen import SafeQwen2_5_VLConfig
+
+
+logger = logging.get_logger(__name__)
+
+if TorchVersion("5.3.0") <= TorchVersion(transformers.__version__) < TorchVersion("5.5.4"):
+    # huggingface/transformers#45325: on one folder and picture a verdict of 0.1102 where all others give 0.1057
+    raise ImportError(
+        f"transformers {transformers.__version__} places still pictures wrongly (huggingface/transformers#45325), which "
+        "silently changes every verdict; SafeQwen needs 4.57.x, 5.0-5.2 or 5.5.4 and later: pip install -U transformers"
+    )
+
+# transformers 5.3 on reads picture positions from mm_token_type_ids; before, the model found them in input_ids.
+TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.forward).parameters
+# transformers 5.1 on computes all positions once, in `generate`; before, each step computed its own.
+POSITIONS_IN_GENERATE = hasattr(Qwen2_5_VLForConditionalGeneration, "_prepare_position_ids_for_generation")
+
+try:
+    # transformers 5.x renames the tensors of released folders by class name and skips classes it does not know: without
+    # this the language model would stay randomly initialised, behind plausible verdicts.
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+except ImportError:  # transformers 4.x: inherited as `_checkpoint_conversion_mapping`
+    pass
+else:
+    for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # by class name from 5.6 on, by model type before
+        if (renames := get_checkpoint_conversion_mapping(parent)) is not None:
+            # overwrite: every folder loaded with trust_remote_code imports this file anew
+            register_checkpoint_conversion_mapping(
+                "SafeQwen2_5_VLForConditionalGeneration", renames, overwrite=True
+            )
+            break
+
+TEXT, IMAGE, VIDEO = 0, 1, 2  # the values of mm_token_type_ids
+PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+
+@dataclass
+class SafeQwen2_5_VLCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """
+    What Qwen2.5-VL's forward returns, and the verdict.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, when `labels` or `safety_labels` are given):
+            Language-modelling loss + `safety_loss_lambda` * `safety_loss`, or the one of them that was asked for.
+        rope_deltas (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*, transformers 4.x only):
+            As Qwen2.5-VL returns it.
+        img_safety_logits (`torch.FloatTensor` of shape `(batch_size, num_safety_categories)`, *optional*):
+            float32 scores, when a verdict was asked for and the batch holds a picture; NaN in rows without one.
+        img_safety_probs (`torch.FloatTensor` of shape `(batch_size, num_safety_categories)`, *optional*):
+            Softmax of the logits, in [0, 1]. `None` while the guard is untrained.
+        safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
+            Cross-entropy averaged over the rows whose label is not -100; 0 if there are none.
+    """
+
+    rope_deltas: Optional[torch.LongTensor] = None
+    img_safety_logits: Optional[torch.FloatTensor] = None
+    img_safety_probs: Optional[torch.FloatTensor] = None
+    safety_loss: Optional[torch.FloatTensor] = None
+
+
+@dataclass
+class SafeQwen2_5_VLVerdict(ModelOutput):
+    """
+    What `guard` returns: both fields float32, and `None` when the batch holds no picture.
+
+    Args:
+        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`):
+            Scores, of the shape that `guard` documents for each granularity.
+        img_safety_probs (the same):
+            Softmax of the logits over the categories, in [0, 1].
+    """
+
+    img_safety_logits: Optional[Union[torch.FloatTensor, list[torch.FloatTensor]]] = None
+    img_safety_probs: Optional[Union[torch.FloatTensor, list[torch.FloatTensor]]] = None
+
+
+@dataclass
+class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
+    """
+    What `generate(do_safety=True, return_dict_in_generate=True)` returns.
+
+    Args:
+        img_safety_logits, img_safety_probs (`torch.FloatTensor` of shape `(batch_size, num_safety_categories)`):
+            The verdict of the prefill, float32, one row a prompt whatever the beams or returned sequences; NaN in rows
+            without a new picture, `None` when no row holds one.
+        safety_flagged (`torch.BoolTensor` of shape `(batch_size,)`, *optional*, when `safety_threshold` is given):
+            Which prompts were stopped after the prefill; `None` when no row holds a new picture.
+    """
+
+    img_safety_logits: Optional[torch.FloatTensor] = None
+    img_safety_probs: Optional[torch.FloatTensor] = None
+    safety_flagged: Optional[torch.BoolTensor] = None
+
+
+@dataclass
+class SafeQwen2_5_VLGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
+    """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
+
+    img_safety_logits: Optional[torch.FloatTensor] = None
+    img_safety_probs: Optional[torch.FloatTensor] = None
+    safety_flagged: Optional[torch.BoolTensor] = None
+
+
+@dataclass
+class Picture:
+    """A still picture or a video in a batch: its merged patches are the tokens `start` to `start + size` of `row`."""
+
+    row: int
+    start: int
+    size: int
+    modality: int  # IMAGE or VIDEO
+    index: int  # among the batch's pictures of that modality, in the order of their grids
+    shape: tuple[int, ...]  # merged patches: (rows, columns), with the frames first for a video
+
+
+@dataclass
+class Prefill:
+    """
+    What one `generate` call tells its first forward, and what it learns from it.
+
+    It travels with the call's own arguments, so that nothing stays on the module and threads cannot mix verdicts.
+    """
+
+    judge: bool
+    batch_size: int
+    safety_threshold: Optional[float] = None
+    pictures: Optional[dict] = None  # the pixels and grids that are not in the kept cache yet
+    position_ids: Optional[torch.LongTensor] = None  # (3, batch, sequence), where the library would misplace pictures
+    rope_deltas: Optional[torch.LongTensor] = None
+    img_safety_logits: Optional[torch.FloatTensor] = None  # (batch * beams, categories), set by forward
+    img_safety_probs: Optional[torch.FloatTensor] = None
+    flagged: Optional[torch.BoolTensor] = None  # (batch * beams,)
+
+    def take_positions(self, inputs):
+        """The positions of the `inputs`, `(batch * beams, new tokens, ...)`: the last ones of the conversation."""
+        beams = inputs.shape[0] // self.batch_size
+        return self.position_ids[..., -inputs.shape[1] :].repeat_interleave(beams, dim=1)
+
+    def receive(self, logits, probs, categories):
+        """Keeps the verdict of the first forward; later ones (assisted decoding) hold no new picture."""
+        if probs is None or self.img_safety_probs is not None:
+            return
+        self.img_safety_logits, self.img_safety_probs = logits, probs
+        if self.safety_threshold is not None:
+            self.flagged = 1 - probs[:, categories.index("safe")] >= self.safety_threshold  # NaN rows: not flagged
+
+    def verdict(self):
+        """The fields of `generate`'s output: one row a prompt, though the prefill held one a beam."""
+        fields = {
+            "img_safety_logits": self.img_safety_logits,
+            "img_safety_probs": self.img_safety_probs,
+            "safety_flagged": self.flagged,
+        }
+        return {
+            name: None if rows is None else rows[:: rows.shape[0] // self.batch_size] for name, rows in fields.items()
+        }
+
+
+class EndFlagged(LogitsProcessor):
+    """Leaves the prompts that the prefill flagged nothing to say but the end of the sequence."""
+
+    def __init__(self, prefill, eos_token_id):
+        self.prefill = prefill
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids, scores):
+        if self.prefill.flagged is None:
+            return scores
+        end = torch.full_like(scores, -float("inf"))
+        end[:, self.eos_token_id] = 0.0
+        return torch.where(self.prefill.flagged.to(scores.device)[:, None], end, scores)
+
+
+class SafetyHead(nn.Module):
+    """
+    The Visual Guard Module: `(..., hidden_size)` pooled features -> `(..., num_safety_categories)` logits.
+
+    `trained` tells whether its weights were loaded or a gradient has reached them; until then they are random.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.text_config.hidden_size
+        hidden = int(width * config.safety_head_hidden_scale)
+        layers = []
+        for _ in range(config.safety_num_hidden_layers):
+            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.1)]
+            width = hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, config.num_safety_categories))
+        self.trained = False
+
+    def forward(self, pooled):
+        logits = self.mlp(pooled.to(self.mlp[0].weight.dtype))
+        if not self.trained and logits.requires_grad and all(p.requires_grad for p in self.parameters()):
+            logits.register_hook(self._note_gradient)
+        return logits.float()  # the softmax of half-precision logits loses the small probabilities
+
+    def _note_gradient(self, gradient):
+        self.trained = self.trained or bool(gradient.any())
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.trained = self.trained or all(prefix + name in state_dict for name, _ in self.named_parameters())
+
+
+class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+    """
+    Qwen2.5-VL with a guard over its pictures.
+
+    Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit. A model that was
+    built from a configuration, or whose checkpoint lacked tensors, refuses to judge until the missing weights have come
+    through `from_pretrained`, `load_state_dict` or training.
+    """
+
+    config_class = SafeQwen2_5_VLConfig
+    _auto_class = "AutoModelForImageTextToText"  # makes save_pretrained copy this file and write the auto_map
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.img_safety_head = SafetyHead(config)
+        self.post_init()
+        # Names of backbone tensors that are still as randomly drawn.
+        self._unloaded = {name for name, _ in self.named_parameters() if not name.startswith("img_safety_head.")}
+
+    # ------------------------------------------------------------------------------------------------- the verdict
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Optional[torch.LongTensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.LongTensor] = None,
+        past_key_values=None,
+        inputs_embeds: Optional[torch.FloatTensor] = None,
+        labels: Optional[torch.LongTensor] = None,
+        use_cache: Optional[bool] = None,
+        pixel_values: Optional[torch.FloatTensor] = None,
+        pixel_values_videos: Optional[torch.FloatTensor] = None,
+        image_grid_thw: Optional[torch.LongTensor] = None,
+        video_grid_thw: Optional[torch.LongTensor] = None,
+        mm_token_type_ids: Optional[torch.LongTensor] = None,
+        second_per_grid_ts: Optional[torch.Tensor] = None,
+        logits_to_keep: Union[int, torch.Tensor] = 0,
+        mm_encoder_outputs: Optional[dict] = None,
+        do_safety: bool = False,
+        safety_labels: Optional[torch.LongTensor] = None,
+        prefill: Optional[Prefill] = None,
+        **kwargs,
+    ):
+        """
+        Qwen2.5-VL's forward, with a verdict on the prompt's pictures.
+
+        The parameters that are not listed are Qwen2.5-VL's, on both generations of transformers. `mm_token_type_ids`
+        need not be given: picture tokens are recognised by `input_ids`, or by `inputs_embeds`.
+
+        Args:
+            do_safety (`bool`, *optional*, defaults to `False`):
+                Judge the pictures among these tokens.
+            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the loss,
+                and the verdict too, unless the guard is untrained: then its logits are returned in training mode only,
+                and probabilities never.
+            prefill (`Prefill`, *optional*):
+                Internal to `generate`.
+
+        Returns:
+            [`SafeQwen2_5_VLCausalLMOutputWithPast`]
+
+        Raises:
+            RuntimeError: on `do_safety` without `safety_labels`, if guard or backbone hold weights that were neither
+                loaded nor trained; outside of training, if the features or scores are not finite.
+            ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers, too
+                many or few, out of range, or label a prompt without a picture.
+        """
+        if prefill is not None:
+            do_safety = prefill.judge
+            if prefill.pictures is not None:
+                pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, second_per_grid_ts = (
+                    prefill.pictures[key] for key in PICTURE_INPUTS
+                )
+            if prefill.position_ids is not None:
+                position_ids = prefill.take_positions(input_ids if inputs_embeds is None else inputs_embeds)
+                self.model.rope_deltas = prefill.rope_deltas
+        if do_safety and safety_labels is None:
+            self._refuse_unless_ready()
+
+        has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
+        judge = do_safety or safety_labels is not None
+        if has_pictures or judge:
+            picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
+            token_types = self._token_types(picture_ids)  # (batch, sequence)
+        if judge:
+            if not mm_encoder_outputs:  # else transformers has encoded the pictures, after `generate` located them
+                self._locate_pictures(token_types, attention_mask, image_grid_thw, video_grid_thw)
+            num_picture_tokens = token_types.gt(TEXT).sum(dim=1).tolist()
+            if safety_labels is not None:
+                self._check_labels(safety_labels, num_picture_tokens)
+        if has_pictures and position_ids is None:
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                if judge:
+                    raise ValueError(
+                        "forward cannot tell where in the conversation a picture after a kept cache stands: pass its "
+                        "position_ids, or call generate with the whole conversation and past_key_values"
+                    )
+            elif input_ids is None:  # the library would give the pictures the positions of text
+                position_ids, self.model.rope_deltas = self._rope_index(
+                    picture_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
+                )
+        if TAKES_TOKEN_TYPES:
+            # Always from the ids: without them the library silently gives the pictures the positions of text.
+            kwargs["mm_token_type_ids"] = token_types if has_pictures else mm_token_type_ids
+        if mm_encoder_outputs:
+            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the final norm
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept, :])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+
+        safety_logits = safety_probs = safety_loss = None
+        if judge:
+            rows = [row for row, num_tokens in enumerate(num_picture_tokens) if num_tokens]
+            pooled = self._pool(hidden_states, token_types, [num_picture_tokens[row] for row in rows])
+            scores = self._score(pooled)  # (prompts with a picture, categories)
+            if safety_labels is not None:
+                targets = safety_labels.to(scores.device)[rows]
+                # The sum over no rows is a zero that still has a gradient, which DDP wants.
+                safety_loss = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+                safety_loss = safety_loss / targets.ne(-100).sum().clamp(min=1)
+                weighted = self.config.safety_loss_lambda * safety_loss
+                loss = weighted if loss is None else loss + weighted.to(loss.device)
+            ready = self._refusal() is None
+            if rows and (ready or self.training):
+                safety_logits = self._spread(scores, rows, len(num_picture_tokens))
+                safety_probs = safety_logits.softmax(dim=-1) if ready else None
+        if self._unloaded and loss is not None and loss.requires_grad:
+            loss.register_hook(self._note_gradient)
+        if prefill is not None and prefill.judge:
+            prefill.receive(safety_logits, safety_probs, self.config.safety_categories)
+
+        return SafeQwen2_5_VLCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            rope_deltas=getattr(outputs, "rope_deltas", None),
+            img_safety_logits=safety_logits,
+            img_safety_probs=safety_probs,
+            safety_loss=safety_loss,
+        )
+
+    def generate(
+        self,
+        inputs=None,
+        generation_config=None,
+        logits_processor=None,
+        *args,
+        do_safety: bool = False,
+        safety_threshold: Optional[float] = None,
+        **kwargs,
+    ):
+        """
+        Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
+
+        With a kept cache (`past_key_values`) pass the whole conversation and all its pictures; the verdict is on the
+        pictures that the cache does not hold yet.
+
+        Args:
+            do_safety (`bool`, *optional*, defaults to `False`):
+                Return the verdict; needs `return_dict_in_generate=True`, since plain tokens have no place for it.
+            safety_threshold (`float` in [0, 1], *optional*):
+                Prompts whose unsafe probability, 1 - p(safe), is at least this end after the prefill: their answer is
+                the end-of-sequence token. Implies `do_safety`.
+            inputs, generation_config, logits_processor, args, kwargs:
+                As the library's `generate` takes them.
+
+        Returns:
+            [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary were
+            asked for; otherwise what the library returns.
+
+        Raises:
+            RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
+            ValueError: if `safety_threshold` is outside of [0, 1], or there is no category "safe" or end-of-sequence
+                token for it to work with; if pictures and placeholders do not fit together; with `prefill_chunk_size`,
+                which splits pictures.
+        """
+        judge = do_safety or safety_threshold is not None
+        prefill = self._prepare_prefill(inputs, kwargs, judge)
+        if prefill is not None:
+            kwargs["prefill"] = prefill
+        if judge:
+            self._refuse_unless_ready(allow_training=False)
+            if self._generation_setting("prefill_chunk_size", generation_config, kwargs) is not None:
+                raise ValueError("prefill_chunk_size splits pictures over several passes: leave it out with do_safety")
+        if safety_threshold is not None:
+            eos_token_id = self._generation_setting("eos_token_id", generation_config, kwargs)
+            self._check_threshold(safety_threshold, eos_token_id)
+            prefill.safety_threshold = safety_threshold
+            logits_processor = LogitsProcessorList([*(logits_processor or []), EndFlagged(prefill, eos_token_id)])
+
+        output = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+        if not judge:
+            return output
+        if isinstance(output, torch.Tensor):
+            if do_safety:
+                logger.warning_once("generate(do_safety=True) returns its verdict with return_dict_in_generate=True only")
+            return output
+        with_verdict = {
+            GenerateDecoderOnlyOutput: SafeQwen2_5_VLGenerateOutput,
+            GenerateBeamDecoderOnlyOutput: SafeQwen2_5_VLGenerateBeamOutput,
+        }[type(output)]
+        return with_verdict(**output, **prefill.verdict())
+
+    @torch.no_grad()
+    def guard(
+        self,
+        input_ids: Optional[torch.LongTensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.LongTensor] = None,
+        inputs_embeds: Optional[torch.FloatTensor] = None,
+        pixel_values: Optional[torch.FloatTensor] = None,
+        pixel_values_videos: Optional[torch.FloatTensor] = None,
+        image_grid_thw: Optional[torch.LongTensor] = None,
+        video_grid_thw: Optional[torch.LongTensor] = None,
+        mm_token_type_ids: Optional[torch.LongTensor] = None,
+        second_per_grid_ts: Optional[torch.Tensor] = None,
+        granularity: str = "prompt",
+    ):
+        """
+        The verdict alone: no `lm_head`, no key-value cache, and nothing after the last picture is computed.
+
+        Attention is causal, so text after a picture could not move its verdict.
+
+        Args:
+            granularity (`str`, *optional*, defaults to `"prompt"`):
+                What one verdict is about.
+                - `"prompt"`: fields of shape `(batch_size, num_safety_categories)`, as `forward` returns them.
+                - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video pooled over its own tokens,
+                  in the order of the prompts.
+                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, in that order, over
+                  its merged patches; `(frames, rows, columns, num_safety_categories)` for a video.
+            input_ids, attention_mask, ...:
+                What the processor returns. `mm_token_type_ids` is taken for convenience and not needed.
+
+        Returns:
+            [`SafeQwen2_5_VLVerdict`]
+
+        Raises:
+            RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
+            ValueError: on another granularity; if pictures, placeholders and masks do not fit together.
+        """
+        if granularity not in ("prompt", "image", "patch"):
+            raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
+        self._refuse_unless_ready(allow_training=False)
+        picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
+        token_types = self._token_types(picture_ids)
+        pictures = self._locate_pictures(token_types, attention_mask, image_grid_thw, video_grid_thw)
+        if not pictures:
+            return SafeQwen2_5_VLVerdict()
+
+        # Prompts without a picture and whatever follows the last picture need no pass.
+        batch_size = token_types.shape[0]
+        rows = sorted({picture.row for picture in pictures})
+        length = max(picture.start + picture.size for picture in pictures)
+        picture_ids, token_types = picture_ids[rows, :length], token_types[rows, :length]
+        if attention_mask is not None:
+            attention_mask = attention_mask[rows, :length]
+        if position_ids is not None:
+            position_ids = position_ids[..., rows, :length]
+        elif input_ids is None:
+            position_ids, _ = self._rope_index(
+                picture_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
+            )
+        outputs = self.model(
+            input_ids=None if input_ids is None else picture_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=None if inputs_embeds is None else inputs_embeds[rows, :length],
+            use_cache=False,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
+            return_dict=True,
+            **({"mm_token_type_ids": token_types} if TAKES_TOKEN_TYPES else {}),
+        )
+        hidden_states = outputs.last_hidden_state  # (prompts with a picture, length, hidden)
+        picture_sizes = [picture.size for picture in pictures]
+        if granularity == "prompt":
+            prompt_sizes = token_types.gt(TEXT).sum(dim=1).tolist()
+            logits = self._score(self._pool(hidden_states, token_types, prompt_sizes))
+            logits = self._spread(logits, rows, batch_size)
+        elif granularity == "image":
+            logits = self._score(self._pool(hidden_states, token_types, picture_sizes))
+        else:
+            scores = self._score(self._pool(hidden_states, token_types, [1] * sum(picture_sizes)))
+            maps = zip(scores.split(picture_sizes), pictures)
+            logits = [tokens.unflatten(0, picture.shape) for tokens, picture in maps]
+            return SafeQwen2_5_VLVerdict(logits, [scores.softmax(dim=-1) for scores in logits])
+        return SafeQwen2_5_VLVerdict(logits, logits.softmax(dim=-1))
+
+    @staticmethod
+    def _pool(hidden_states, token_types, sizes):
+        """
+        Means over consecutive groups of picture tokens.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`)
+            token_types (`torch.LongTensor` of shape `(batch_size, sequence_length)`)
+            sizes (`list[int]`): tokens in each group; the groups follow each other, prompt by prompt.
+
+        Returns:
+            `torch.FloatTensor` of shape `(len(sizes), hidden_size)`, float32.
+        """
+        tokens = hidden_states[token_types.gt(TEXT).to(hidden_states.device)]  # (picture tokens, hidden)
+        if not sizes:
+            return tokens.float()
+        # fp32: summing a thousand fp16 tokens loses the tail
+        return torch.stack([group.float().mean(dim=0) for group in tokens.split(sizes)])
+
+    def _score(self, pooled):
+        """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
+        logits = self.img_safety_head(pooled)
+        if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
+            raise RuntimeError(
+                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is an "
+                "overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+            )
+        return logits
+
+    @staticmethod
+    def _spread(logits, rows, batch_size):
+        """The logits of `rows` as a whole batch, NaN in the rows that hold no picture."""
+        if len(rows) == batch_size:
+            return logits
+        spread = logits.new_full((batch_size, logits.shape[1]), float("nan"))
+        spread[rows] = logits
+        return spread
+
+    # ------------------------------------------------------------------------------------- where the pictures stand
+
+    def _token_types(self, input_ids):
+        """`(batch_size, sequence_length)` ids -> the kind of each token: `TEXT`, `IMAGE` or `VIDEO`."""
+        return input_ids.eq(self.config.image_token_id) * IMAGE + input_ids.eq(self.config.video_token_id) * VIDEO
+
+    def _placeholder_ids(self, inputs_embeds):
+        """`(batch_size, sequence_length, hidden_size)` embeddings -> ids of the vision tokens, 0 for all other text."""
+        ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        for token_id in (self.config.vision_start_token_id, self.config.image_token_id, self.config.video_token_id):
+            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            ids[inputs_embeds.eq(embedding).all(dim=-1)] = token_id
+        return ids
+
+    def _rope_index(self, input_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts):
+        """The library's positions, `(3, batch_size, sequence_length)`, and rope deltas, `(batch_size, 1)`."""
+        return self.model.get_rope_index(
+            input_ids,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
+            attention_mask=attention_mask,
+            **({"mm_token_type_ids": self._token_types(input_ids)} if TAKES_TOKEN_TYPES else {}),
+        )
+
+    def _locate_pictures(self, token_types, attention_mask, image_grid_thw, video_grid_thw):
+        """
+        Finds each picture's tokens, and refuses batches in which tokens and pictures do not fit together.
+
+        Returns:
+            `list[Picture]`: in the order of the prompts.
+
+        Raises:
+            ValueError: if the number of placeholder tokens is not what the grids ask for, if a picture's placeholders
+                are torn apart, or if `attention_mask` hides them.
+        """
+        pictures = []
+        for modality, grids, token, field in (
+            (IMAGE, image_grid_thw, "<|image_pad|>", "image_grid_thw"),
+            (VIDEO, video_grid_thw, "<|video_pad|>", "video_grid_thw"),
+        ):
+            rows, columns = (index.tolist() for index in token_types.eq(modality).nonzero(as_tuple=True))
+            grids = [] if grids is None else grids.tolist()  # (frames, rows, columns) in patches before merging
+            merge = self.config.vision_config.spatial_merge_size
+            shapes = [(frames, height // merge, width // merge) for frames, height, width in grids]
+            sizes = [math.prod(shape) for shape in shapes]
+            if sum(sizes) != len(rows):
+                raise ValueError(
+                    f"the prompts hold {len(rows)} {token} tokens, but the {len(grids)} pictures in {field} need "
+                    f"{sum(sizes)}: give each picture its placeholders and each placeholder its picture"
+                )
+            first = 0
+            for index, (shape, size) in enumerate(zip(shapes, sizes)):
+                last = first + size - 1
+                if rows[first] != rows[last] or columns[last] - columns[first] != size - 1:
+                    raise ValueError(
+                        f"picture {index} in {field} needs {size} {token} tokens in a row, but its placeholders are "
+                        "torn apart: the pictures are in another order than their placeholders, or of another size"
+                    )
+                shape = shape if modality == VIDEO else shape[1:]
+                pictures.append(Picture(rows[first], columns[first], size, modality, index, shape))
+                first += size
+        if attention_mask is not None and attention_mask.shape == token_types.shape:
+            if bool((attention_mask.eq(0) & token_types.gt(TEXT)).any()):
+                raise ValueError("attention_mask is 0 on picture tokens, which would hide part of a picture")
+        return sorted(pictures, key=lambda picture: (picture.row, picture.start))
+
+    def _prepare_prefill(self, inputs, kwargs, judge):
+        """
+        Looks at the arguments of `generate` and corrects, in `kwargs`, what the library would place wrongly.
+
+        Returns:
+            [`Prefill`], or `None` if the library needs no help and no verdict is asked for.
+        """
+        input_ids, inputs_embeds = kwargs.get("input_ids", inputs), kwargs.get("inputs_embeds")
+        if inputs_embeds is not None and (input_ids is None or input_ids.shape[1] == 0):
+            picture_ids = self._placeholder_ids(inputs_embeds)
+        elif input_ids is not None:
+            picture_ids, inputs_embeds = input_ids, None
+        else:
+            raise ValueError("generate needs input_ids or inputs_embeds, got neither")
+        prefill = Prefill(judge, batch_size=picture_ids.shape[0])
+        cache = kwargs.get("past_key_values")
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        has_pictures = any(kwargs.get(key) is not None for key in PICTURE_INPUTS)
+        token_types = self._token_types(picture_ids)
+        if has_pictures and TAKES_TOKEN_TYPES:
+            kwargs["mm_token_type_ids"] = token_types
+        misplaced = has_pictures and (cached > 0 or inputs_embeds is not None)
+        if not misplaced and not judge:
+            return None
+        if kwargs.get("mm_encoder_outputs"):
+            return prefill  # encoded by the caller: forward compares their number with the placeholders
+        if cached and not has_pictures:
+            if judge and bool(token_types[:, cached:].any()):
+                raise ValueError("the new tokens hold picture placeholders, but no pixel_values came with them")
+            return prefill
+        attention_mask = kwargs.get("attention_mask")
+        pictures = self._locate_pictures(
+            token_types, attention_mask, kwargs.get("image_grid_thw"), kwargs.get("video_grid_thw")
+        )
+        if not misplaced:
+            return prefill
+        grids = [kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
+        if POSITIONS_IN_GENERATE:
+            context = {key: kwargs.get(key) for key in ("attention_mask", "mm_token_type_ids", *PICTURE_INPUTS)}
+            kwargs["position_ids"] = self._prepare_position_ids_for_generation(picture_ids, context)
+        else:
+            prefill.position_ids, prefill.rope_deltas = self._rope_index(picture_ids, attention_mask, *grids)
+        if cached:
+            prefill.pictures = self._new_pictures(pictures, cached, kwargs)
+            for key in PICTURE_INPUTS:
+                kwargs.pop(key, None)
+        return prefill
+
+    def _new_pictures(self, pictures, cached, kwargs):
+        """The pixels and grids of the pictures after the first `cached` tokens, `None` where there are none."""
+        torn = [picture for picture in pictures if picture.start < cached < picture.start + picture.size]
+        if torn:
+            raise ValueError(f"the kept cache of {cached} tokens ends within a picture; crop it to the picture's start")
+        new = dict.fromkeys(PICTURE_INPUTS)
+        for modality, pixels, grids in (
+            (IMAGE, "pixel_values", "image_grid_thw"),
+            (VIDEO, "pixel_values_videos", "video_grid_thw"),
+        ):
+            kept = sorted(p.index for p in pictures if p.modality == modality and p.start >= cached)
+            if kept:
+                patches = kwargs[pixels].split(kwargs[grids].prod(dim=-1).tolist())
+                new[pixels] = torch.cat([patches[index] for index in kept])
+                new[grids] = kwargs[grids][kept]
+        return new
+
+    # --------------------------------------------------------------------------------------- what must not be judged
+
+    def _refusal(self):
+        """`str` or `None`: why a verdict of these weights would be random."""
+        if not self.img_safety_head.trained:
+            return self.config.safety_refusal or "the guard (img_safety_head) was neither loaded nor trained"
+        if self._unloaded:
+            names = sorted(self._unloaded)
+            return f"{len(names)} tensors of the backbone were neither loaded nor trained, e.g. {', '.join(names[:3])}"
+        return None
+
+    def _refuse_unless_ready(self, allow_training=True):
+        if self.training and not allow_training:
+            raise RuntimeError("in training mode dropout makes verdicts random: call model.eval() first")
+        if refusal := self._refusal():
+            raise RuntimeError(
+                f"SafeQwen cannot judge with these weights: {refusal}. Load a complete SafeQwen checkpoint with "
+                "from_pretrained, or train the guard with safety_labels first."
+            )
+
+    def _check_labels(self, safety_labels, num_picture_tokens):
+        num_categories, batch_size = self.config.num_safety_categories, len(num_picture_tokens)
+        if safety_labels.dtype not in (torch.long, torch.int):
+            raise ValueError(f"safety_labels must be integers (torch.long), got {safety_labels.dtype}")
+        if safety_labels.shape != (batch_size,):
+            raise ValueError(
+                f"safety_labels must have one label for each of the {batch_size} prompts, got shape "
+                f"{tuple(safety_labels.shape)}"
+            )
+        for row, (label, num_tokens) in enumerate(zip(safety_labels.tolist(), num_picture_tokens)):
+            if label != -100 and not 0 <= label < num_categories:
+                raise ValueError(
+                    f"safety_labels holds {label}, but the config has {num_categories} categories "
+                    f"(0-{num_categories - 1}, or -100 for none); was the data labelled with another taxonomy?"
+                )
+            if label != -100 and num_tokens == 0:
+                raise ValueError(f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100")
+
+    def _check_threshold(self, safety_threshold, eos_token_id):
+        if isinstance(safety_threshold, bool) or not 0 <= safety_threshold <= 1:
+            raise ValueError(f"safety_threshold must be a probability in [0, 1], got {safety_threshold!r}")
+        if "safe" not in self.config.safety_categories:
+            raise ValueError(
+                "safety_threshold is compared with 1 - p(safe), but no category is named 'safe': "
+                f"{self.config.safety_categories}"
+            )
+        if eos_token_id is None:
+            raise ValueError("safety_threshold ends flagged answers with eos_token_id, but none is set: pass one")
+
+    def _generation_setting(self, name, generation_config, kwargs):
+        sources = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+        return next((value for value in sources if value is not None), None)
+
+    def _note_gradient(self, gradient):
+        """Tensors that a gradient reaches are trained, not random any more."""
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self._unloaded = self._unloaded - trainable
+
+    # ---------------------------------------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As the library's; what the checkpoint lacked is remembered, and the model refuses to judge with it."""
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        redrawn = {*info["missing_keys"], *(mismatched[0] for mismatched in info["mismatched_keys"])}
+        guard = {name for name in (*redrawn, *info["unexpected_keys"]) if name.startswith("img_safety_head.")}
+        if getattr(model, "_hf_peft_config_loaded", False):
+            # transformers 5.x then tells what the adapter lacked, not what the base lacked
+            model.config.safety_refusal = (
+                "base and adapter were loaded in one step, which hides what the base lacked; load the base with "
+                "from_pretrained and then the adapter with PeftModel.from_pretrained"
+            )
+        model.img_safety_head.trained = not guard and model.config.safety_refusal is None
+        model._unloaded = redrawn - guard
+        return (model, info) if output_loading_info else model
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._unloaded = {name for name in self._unloaded if prefix + name not in state_dict}
+
+    def save_pretrained(self, *args, **kwargs):
+        """As the library's; weights that must not judge are saved with the reason, and refuse where they are loaded."""
+        self.config.safety_refusal = self._refusal()
+        return super().save_pretrained(*args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        model_kwargs.pop("prefill", None)  # the steps after the prefill are the library's own
+        return model_kwargs
+
+
+__all__ = ["SafeQwen2_5_VLForConditionalGeneration"]

@@ -1,0 +1,6 @@
+"""The two remote-code files, importable as a package: they lie beside `safeqwen/`, in a checkout and installed."""
+
+from pathlib import Path
+
+
+__path__ = [str(Path(__file__).parents[2])]

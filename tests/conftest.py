@@ -1,0 +1,38 @@
+"""Tiny random models and hand-made batches, on CPU; nothing is downloaded."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tiny import build_guarded, build_stock, random_state_dict  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path_factory, monkeypatch):
+    """Remote code is copied to a folder of the test's own, so that runs side by side cannot meet there."""
+    folder = str(tmp_path_factory.mktemp("modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+
+
+@pytest.fixture(scope="session")
+def state_dict():
+    return random_state_dict()
+
+
+@pytest.fixture
+def model(state_dict):
+    """A guarded model with all its weights loaded, in evaluation mode."""
+    return build_guarded(state_dict)
+
+
+@pytest.fixture(scope="session")
+def stock(state_dict):
+    """transformers' own Qwen2.5-VL on the same weights."""
+    return build_stock(state_dict)

@@ -1,0 +1,270 @@
+"""The verdict of `forward` is the guard's algebra on stock Qwen2.5-VL's hidden states, and nothing else changes."""
+
+import pytest
+import torch
+from tiny import IMAGE, VIDEO, VERSION_4, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
+from torch.testing import assert_close
+
+
+CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
+CLIP = Pic(4, 4, seed=4, frames=3)
+
+
+def verdict_by_hand(stock, state_dict, inputs):
+    hidden = stock_hidden_states(stock, inputs)
+    is_picture = (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)
+    pooled = torch.stack([row[mask].mean(0) for row, mask in zip(hidden, is_picture, strict=True)])
+    return head_by_hand(state_dict, pooled)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [[5, CAT, 7, 8]],
+        [[5, CAT, 7, DOG, 9], [6, SUN]],
+        [[5, CLIP, 7]],
+        [[5, CLIP, 6, CAT, 7], [DOG]],
+    ],
+    ids=["one picture", "several pictures", "video", "video and pictures"],
+)
+def test_the_verdict_is_the_guard_on_stocks_mean_picture_features(model, stock, state_dict, prompts):
+    inputs = batch(*prompts)
+    output = model(**inputs, do_safety=True)
+    expected = verdict_by_hand(stock, state_dict, inputs)
+    assert_close(output.img_safety_logits, expected, atol=1e-5, rtol=1e-5)
+    assert_close(output.img_safety_probs, expected.exp() / expected.exp().sum(-1, keepdim=True))
+    assert output.img_safety_probs.std() > 0.02  # the weights are such that categories differ
+
+
+def test_logits_and_losses_are_stocks_to_the_bit(model, stock):
+    inputs = batch([5, CAT, 7, 8, 9], [6, 7, SUN, 8])
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    expected = stock(**for_stock(inputs), labels=labels)
+    for kwargs in ({}, {"do_safety": True}):
+        output = model(**inputs, labels=labels, **kwargs)
+        assert torch.equal(output.logits, expected.logits)
+        assert torch.equal(output.loss, expected.loss)
+    assert model(**inputs).img_safety_logits is None
+
+
+def test_everything_stock_returns_is_returned(model, stock):
+    inputs = batch([5, CAT, 7])
+    wanted = {"output_hidden_states": True, "use_cache": True}
+    output, expected = model(**inputs, do_safety=True, **wanted), stock(**for_stock(inputs), **wanted)
+    assert set(output) == set(expected) | {"img_safety_logits", "img_safety_probs"}
+    for ours, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
+        assert torch.equal(ours, theirs)
+    as_tuple = model(**inputs, do_safety=True, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[-1], output.img_safety_probs)
+    kept = model(**inputs, logits_to_keep=2)
+    assert torch.equal(kept.logits, stock(**for_stock(inputs), logits_to_keep=2).logits)
+
+
+def test_batched_verdicts_equal_single_ones_on_either_padding_side(model):
+    prompts = [[5, CAT, 7, 8, 9, 10, 11], [SUN, 3], [4, DOG, 5, CAT, 6, 7]]
+    single = torch.cat([model(**batch(prompt), do_safety=True).img_safety_logits for prompt in prompts])
+    for side in ("left", "right"):
+        together = model(**batch(*prompts, padding_side=side), do_safety=True).img_safety_logits
+        assert_close(together, single, atol=1e-5, rtol=1e-5)
+
+
+def test_text_after_the_picture_moves_no_verdict_and_text_before_it_does(model):
+    base = model(**batch([5, CAT]), do_safety=True).img_safety_logits
+    after = model(**batch([5, CAT, 30, 31, 32, 33]), do_safety=True).img_safety_logits
+    before = model(**batch([50, CAT]), do_safety=True).img_safety_logits
+    assert_close(after, base, atol=1e-5, rtol=1e-5)
+    assert (before - base).abs().max() > 1e-3
+
+
+def test_rows_without_a_picture_are_nan_and_a_text_only_batch_gives_none(model):
+    mixed = model(**batch([5, CAT, 7], [6, 7, 8]), do_safety=True)
+    assert mixed.img_safety_probs[1].isnan().all() and mixed.img_safety_logits[1].isnan().all()
+    assert_close(mixed.img_safety_logits[:1], model(**batch([5, CAT, 7]), do_safety=True).img_safety_logits)
+    text = model(**batch([5, 6, 7]), do_safety=True)
+    assert text.img_safety_logits is None and text.img_safety_probs is None
+
+
+def test_token_types_in_the_inputs_change_nothing(model):
+    inputs = batch([5, CAT, 7], [DOG, 6, SUN])
+    without = model(**inputs, do_safety=True)
+    types = (inputs["input_ids"] == IMAGE).int()
+    for given in (types, torch.zeros_like(types)):  # right ones, and those of a collator that knows no pictures
+        output = model(**inputs, mm_token_type_ids=given, do_safety=True)
+        assert torch.equal(output.logits, without.logits)
+        assert torch.equal(output.img_safety_logits, without.img_safety_logits)
+
+
+def test_embeddings_in_place_of_ids_give_the_same_verdict_and_logits(model):
+    inputs = batch([5, CAT, 7], [DOG, 6, SUN], [CLIP, 4])
+    expected = model(**inputs, do_safety=True)
+    embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+    output = model(inputs_embeds=embeddings, **inputs, do_safety=True)
+    visible = inputs["attention_mask"].bool()
+    assert_close(output.img_safety_logits, expected.img_safety_logits)
+    assert_close(output.logits[visible], expected.logits[visible])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_give_float32_verdicts(state_dict, model, dtype):
+    inputs = batch([5, CAT, 7], [SUN])
+    half = build_guarded(state_dict).to(dtype)
+    output = half(**{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}, do_safety=True)
+    assert output.logits.dtype == dtype
+    assert output.img_safety_logits.dtype == output.img_safety_probs.dtype == torch.float32
+    assert_close(output.img_safety_probs.sum(-1), torch.ones(2))
+    full = model(**inputs, do_safety=True).img_safety_probs
+    assert (output.img_safety_probs - full).abs().max() < (0.02 if dtype == torch.float16 else 0.15)
+
+
+def test_half_precision_features_are_averaged_in_float32(model):
+    # The mean of 1 and 1 + 2^-10 lies between two neighbours of float16.
+    hidden = torch.full((1, 4096, 1), 1.0, dtype=torch.float16)
+    hidden[0, ::2] = 1.0009765625
+    pooled = model._pool(hidden, torch.ones(1, 4096, dtype=torch.long), [4096])
+    assert pooled.dtype == torch.float32
+    assert pooled.item() == pytest.approx(1.00048828125, abs=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------------------- losses
+
+
+def test_the_loss_is_lm_loss_plus_lambda_times_cross_entropy(state_dict, stock):
+    model = build_guarded(state_dict, safety_loss_lambda=0.25)
+    inputs = batch([5, CAT, 7], [6, SUN, 8], [9, DOG, 9])
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    output = model(**inputs, labels=labels, safety_labels=torch.tensor([3, -100, 0]))
+    logits = verdict_by_hand(stock, state_dict, inputs)
+    log_probs = logits - logits.exp().sum(-1, keepdim=True).log()
+    safety_loss = -(log_probs[0, 3] + log_probs[2, 0]) / 2
+    assert_close(output.safety_loss, safety_loss, atol=1e-5, rtol=1e-5)
+    lm_loss = stock(**for_stock(inputs), labels=labels).loss
+    assert_close(output.loss, lm_loss + 0.25 * safety_loss, atol=1e-5, rtol=1e-5)
+
+
+def test_safety_labels_alone_give_the_weighted_safety_loss(state_dict):
+    model = build_guarded(state_dict, safety_loss_lambda=2.0)
+    output = model(**batch([5, CAT, 7]), safety_labels=torch.tensor([3]))
+    assert_close(output.loss, 2.0 * output.safety_loss)
+    assert output.img_safety_probs is not None
+
+
+def test_unlabelled_rows_give_the_guard_a_zero_gradient(model):
+    for inputs, labels in (
+        (batch([5, CAT, 7], [8, 9]), torch.tensor([-100, -100])),
+        (batch([5, 6, 7]), torch.tensor([-100])),
+    ):
+        model.zero_grad()
+        output = model(**inputs, labels=inputs["input_ids"], safety_labels=labels)
+        output.loss.backward()
+        assert output.safety_loss == 0
+        gradients = [parameter.grad for parameter in model.img_safety_head.parameters()]
+        assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_a_row_without_a_picture_does_not_spoil_the_gradient_of_the_others(model):
+    def gradient(inputs, labels):
+        model.zero_grad()
+        model(**inputs, safety_labels=torch.tensor(labels)).loss.backward()
+        return model.img_safety_head.mlp[0].weight.grad.clone()
+
+    assert_close(gradient(batch([5, CAT, 7], [8, 9]), [4, -100]), gradient(batch([5, CAT, 7]), [4]))
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([20, 0]), r"holds 20, but the config has 20 categories \(0-19"),
+        (torch.tensor([-1, 0]), "holds -1"),
+        (torch.tensor([0]), "2 prompts, got shape"),
+        (torch.tensor([[0], [0]]), "2 prompts, got shape"),
+        (torch.tensor([0.0, 1.0]), "must be integers"),
+        (torch.tensor([True, False]), "must be integers"),
+    ],
+)
+def test_bad_safety_labels_are_refused(model, labels, message):
+    with pytest.raises(ValueError, match=message):
+        model(**batch([5, CAT], [SUN]), safety_labels=labels)
+
+
+def test_a_label_for_a_prompt_without_a_picture_is_refused(model):
+    with pytest.raises(ValueError, match="prompt 1 holds no picture"):
+        model(**batch([5, CAT], [6, 7]), safety_labels=torch.tensor([0, 0]))
+
+
+def spoil(inputs, **changes):
+    return {key: value for key, value in {**inputs, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize("method", ["forward", "guard", "generate"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_values": None, "image_grid_thw": None}, "hold 10 .* tokens, but the 0 pictures"),
+        ({"image_grid_thw": torch.tensor([[1, 4, 6]])}, "hold 10 .* tokens, but the 1 pictures .* need 6"),
+        ({"image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]])}, "torn apart"),
+        ({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])}, "need 14"),
+        ({"attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 10])}, "hide part of a picture"),
+    ],
+    ids=["no pictures", "one picture less", "swapped pictures", "one picture more", "masked picture"],
+)
+def test_pictures_that_do_not_fit_their_placeholders_are_refused(model, method, changes, message):
+    inputs = spoil(batch([5, CAT, 7, DOG]), **changes)
+    call = {
+        "forward": lambda: model(**inputs, do_safety=True),
+        "guard": lambda: model.guard(**inputs),
+        "generate": lambda: model.generate(**inputs, do_safety=True, max_new_tokens=1),
+    }[method]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_pictures_that_belong_to_another_row_are_refused(model):
+    inputs = batch([5, CAT, 7], [DOG, 8, 9, 10])
+    inputs["image_grid_thw"] = inputs["image_grid_thw"].flip(0)  # the counts agree in sum only
+    with pytest.raises(ValueError, match="torn apart"):
+        model(**inputs, do_safety=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_not_finite_give_no_verdict(model, value):
+    inputs = batch([5, CAT, 7], [SUN])
+    model.model.language_model.norm.weight.data[3] = value
+    for call in (lambda: model(**inputs, do_safety=True), lambda: model.guard(**inputs)):
+        with pytest.raises(RuntimeError, match="no verdict"):
+            call()
+    with pytest.raises(RuntimeError, match="no verdict"):
+        model.generate(**inputs, do_safety=True, max_new_tokens=2)
+
+
+def test_float16_overflow_in_the_language_model_gives_no_verdict(state_dict):
+    model = build_guarded(state_dict)
+    model.model.language_model.layers[1].mlp.down_proj.weight.data *= 1e6
+    inputs = batch([5, CAT, 7])
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    with pytest.raises(RuntimeError, match="torch.bfloat16"):
+        model.half()(**inputs, do_safety=True)
+
+
+def test_a_picture_after_a_cache_needs_positions_to_be_judged(model):
+    cache = model(**batch([5, 6, 7]), use_cache=True).past_key_values
+    inputs = batch([CAT, 8])
+    inputs["attention_mask"] = torch.ones(1, 3 + inputs["input_ids"].shape[1], dtype=torch.long)
+    with pytest.raises(ValueError, match="position_ids"):
+        model(**inputs, past_key_values=cache, do_safety=True)
+
+
+def test_a_hand_made_second_turn_with_positions_gives_the_verdict_of_one_pass(model):
+    whole = batch([5, 6, 7, CAT, 8])
+    expected = model(**whole, do_safety=True).img_safety_logits
+    types = {} if VERSION_4 else {"mm_token_type_ids": (whole["input_ids"] == IMAGE).int()}
+    positions, _ = model.model.get_rope_index(
+        whole["input_ids"], image_grid_thw=whole["image_grid_thw"], attention_mask=whole["attention_mask"], **types
+    )
+    cache = model(**batch([5, 6, 7]), use_cache=True).past_key_values
+    inputs = {**whole, "input_ids": whole["input_ids"][:, 3:], "position_ids": positions[..., 3:]}
+    output = model(**inputs, past_key_values=cache, do_safety=True)
+    assert_close(output.img_safety_logits, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,275 @@
+"""`generate` says what stock Qwen2.5-VL says, to the token, and returns the verdict of its own prefill."""
+
+import threading
+
+import pytest
+import torch
+from tiny import EOS, PAD, Pic, batch, build_guarded, for_stock
+from torch.testing import assert_close
+
+
+CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
+CLIP = Pic(4, 4, seed=4, frames=3)
+WITH_VERDICT = {"do_safety": True, "return_dict_in_generate": True}
+
+STRATEGIES = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "beams, two returned": {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 0},
+    "sampling, three returned": {"do_sample": True, "num_return_sequences": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3, "do_sample": False},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tokens_are_stocks_and_the_verdict_is_forwards(model, stock, strategy):
+    prompts = [[5, CAT, 7, 8, 9, 7, 8]] if strategy == "prompt lookup" else [[5, CAT, 7], [6, SUN, 8, DOG], [9, 10]]
+    inputs, kwargs = batch(*prompts), {**STRATEGIES[strategy], "max_new_tokens": 12}
+    torch.manual_seed(0)
+    expected = stock.generate(**for_stock(inputs), **kwargs)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**inputs, **kwargs), expected)
+    torch.manual_seed(0)
+    output = model.generate(**inputs, **kwargs, **WITH_VERDICT)
+    assert torch.equal(output.sequences, expected)
+    verdict = model(**inputs, do_safety=True)
+    assert_close(output.img_safety_probs, verdict.img_safety_probs, equal_nan=True, atol=1e-5, rtol=1e-5)
+    assert_close(output.img_safety_logits, verdict.img_safety_logits, equal_nan=True, atol=1e-5, rtol=1e-5)
+    assert output.safety_flagged is None
+
+
+def test_scores_are_stocks_to_the_bit(model, stock):
+    inputs, kwargs = batch([5, CAT, 7]), {"max_new_tokens": 6, "do_sample": False, "output_logits": True}
+    expected = stock.generate(**for_stock(inputs), **kwargs, return_dict_in_generate=True)
+    output = model.generate(**inputs, **kwargs, **WITH_VERDICT)
+    assert all(torch.equal(*pair) for pair in zip(output.logits, expected.logits, strict=True))
+
+
+def test_videos_are_judged_as_pictures_are(model, stock):
+    inputs = batch([5, CLIP, 6, CAT, 7])
+    expected = stock.generate(**for_stock(inputs), max_new_tokens=8, do_sample=False)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False, **WITH_VERDICT)
+    assert torch.equal(output.sequences, expected)
+    assert_close(output.img_safety_logits, model(**inputs, do_safety=True).img_safety_logits)
+
+
+def test_the_prefill_is_the_only_pass_over_the_pictures(model):
+    calls = []
+    model.model.visual.register_forward_hook(lambda *args: calls.append("visual"))
+    model.img_safety_head.register_forward_hook(lambda *args: calls.append("guard"))
+    model.model.language_model.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append(output.last_hidden_state.shape[1]), with_kwargs=True
+    )
+    model.generate(**batch([5, CAT, 7]), max_new_tokens=4, min_new_tokens=4, do_sample=False, **WITH_VERDICT)
+    assert calls == ["visual", 10, "guard", 1, 1, 1]
+
+
+def test_decode_steps_get_stocks_arguments(model, stock):
+    def arguments(which, inputs, **kwargs):
+        seen = []
+        handle = which.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append({key for key, value in kwargs.items() if value is not None}),
+            with_kwargs=True,
+        )
+        which.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, **kwargs)
+        handle.remove()
+        return seen[1:]
+
+    inputs = batch([5, CAT, 7])
+    assert arguments(model, inputs, **WITH_VERDICT) == arguments(stock, for_stock(inputs))
+
+
+def test_a_text_only_batch_answers_without_a_verdict(model, stock):
+    inputs = batch([5, 6, 7], [8, 9])
+    output = model.generate(**inputs, max_new_tokens=5, do_sample=False, **WITH_VERDICT)
+    assert torch.equal(output.sequences, stock.generate(**for_stock(inputs), max_new_tokens=5, do_sample=False))
+    assert output.img_safety_probs is None and output.safety_flagged is None
+
+
+def test_without_a_dictionary_the_tokens_come_alone(model, stock):
+    inputs = batch([5, CAT, 7])
+    expected = stock.generate(**for_stock(inputs), max_new_tokens=5, do_sample=False)
+    assert torch.equal(model.generate(**inputs, do_safety=True, max_new_tokens=5, do_sample=False), expected)
+    assert torch.equal(model.generate(inputs.pop("input_ids"), **inputs, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_embeddings_in_place_of_ids_give_the_same_tokens_and_verdict(model):
+    for kwargs in ({}, {"num_beams": 2}):
+        inputs = batch([5, CAT, 7], [DOG, 6, SUN])
+        settings = {"max_new_tokens": 8, "do_sample": False, **WITH_VERDICT, **kwargs}
+        expected = model.generate(**inputs, **settings)
+        length = inputs["input_ids"].shape[1]
+        embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+        output = model.generate(inputs_embeds=embeddings, **inputs, **settings)
+        assert torch.equal(output.sequences, expected.sequences[:, length:])
+        assert_close(output.img_safety_logits, expected.img_safety_logits, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------- threshold
+
+
+@pytest.fixture
+def mild(state_dict):
+    """A guard whose probabilities lie well within 0 and 1."""
+    return build_guarded({**state_dict, "img_safety_head.mlp.3.weight": state_dict["img_safety_head.mlp.3.weight"] / 4})
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beams", "sampling, three returned"])
+def test_flagged_prompts_end_after_the_prefill_and_the_others_are_untouched(mild, stock, strategy):
+    kwargs = {**STRATEGIES[strategy], "max_new_tokens": 8, "pad_token_id": 0}
+    inputs = batch([5, CAT, 7], [6, SUN, 8], [9, 10, 11])
+    unsafe = 1 - mild.guard(**inputs).img_safety_probs[:, 0]
+    flagged_row = int(unsafe[:2].argmax())
+    threshold = float(unsafe[:2].mean())
+    torch.manual_seed(0)
+    expected = stock.generate(**for_stock(inputs), **kwargs)
+    torch.manual_seed(0)
+    output = mild.generate(**inputs, **kwargs, safety_threshold=threshold, return_dict_in_generate=True)
+    assert output.safety_flagged.tolist() == [row == flagged_row for row in range(3)]
+    per_prompt = kwargs.get("num_return_sequences", 1)
+    prompt_length = inputs["input_ids"].shape[1]
+    for row, sequence in enumerate(output.sequences):
+        if row // per_prompt == flagged_row:
+            answer = sequence[prompt_length:].tolist()
+            assert answer[0] == EOS and set(answer) <= {EOS, PAD}
+        elif strategy != "sampling, three returned":  # a flagged row takes no part in the draw of the others' tokens
+            width = min(len(sequence), len(expected[row]))
+            assert torch.equal(sequence[:width], expected[row, :width])
+
+
+def test_a_batch_that_is_all_flagged_costs_the_prefill_alone(model):
+    calls = []
+    model.lm_head.register_forward_hook(lambda *args: calls.append(1))
+    inputs = batch([5, CAT, 7], [6, SUN, 8])
+    output = model.generate(
+        **inputs, max_new_tokens=30, do_sample=False, safety_threshold=0.0, return_dict_in_generate=True
+    )
+    assert output.safety_flagged.all()
+    assert len(calls) == 1
+    assert output.sequences.shape[1] == inputs["input_ids"].shape[1] + 1
+
+
+def test_the_threshold_is_reached_by_equality(mild):
+    inputs = batch([5, CAT, 7])
+    exact = mild.generate(**inputs, max_new_tokens=1, **WITH_VERDICT).img_safety_probs[:, 0]
+    unsafe = float(1 - exact)
+    kwargs = {"max_new_tokens": 1, "return_dict_in_generate": True}
+    assert mild.generate(**inputs, **kwargs, safety_threshold=unsafe).safety_flagged.item()
+    above = unsafe + 1e-6
+    assert not mild.generate(**inputs, **kwargs, safety_threshold=above).safety_flagged.item()
+
+
+def test_the_threshold_works_without_a_dictionary(model):
+    inputs = batch([5, CAT, 7])
+    tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, safety_threshold=0.0)
+    assert tokens[0, -1] == EOS and tokens.shape[1] == inputs["input_ids"].shape[1] + 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), True])
+def test_a_threshold_that_is_no_probability_is_refused(model, threshold):
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        model.generate(**batch([5, CAT]), safety_threshold=threshold)
+
+
+def test_a_threshold_needs_a_category_that_is_safe(state_dict):
+    model = build_guarded(state_dict, safety_categories=[f"harm {i}" for i in range(20)])
+    with pytest.raises(ValueError, match="no category is named 'safe'"):
+        model.generate(**batch([5, CAT]), safety_threshold=0.5)
+
+
+def test_a_threshold_needs_an_end_of_sequence_token(model):
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="eos_token_id"):
+        model.generate(**batch([5, CAT]), safety_threshold=0.5)
+
+
+def test_chunked_prefill_is_refused(model):
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**batch([5, CAT]), do_safety=True, prefill_chunk_size=4)
+
+
+# ---------------------------------------------------------------------------------------------- conversations, threads
+
+
+def test_a_turn_with_a_new_picture_judges_that_picture_and_answers_as_one_pass_would(model, stock):
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    first = batch([5, CAT, 7])
+    turn_1 = model.generate(**first, **settings)
+    answered = turn_1.sequences[0].tolist()[len(first["input_ids"][0]) :]
+    whole = batch([5, CAT, 7, *answered, 20, SUN, 21, CLIP, 22])
+    turn_2 = model.generate(**whole, past_key_values=turn_1.past_key_values, **settings, do_safety=True)
+    cold = stock.generate(**for_stock(whole), **settings)
+    assert torch.equal(turn_2.sequences, cold.sequences)
+    by_picture = model(**whole, do_safety=True), model.guard(**whole, granularity="image").img_safety_logits
+    assert (turn_2.img_safety_logits - by_picture[0].img_safety_logits).abs().max() > 1e-3  # not of the whole talk
+    # The sun has 8 tokens and the clip 12: features are pooled before the guard, so compare what can be by hand.
+    hidden = stock.model(**for_stock(whole)).last_hidden_state
+    ids = whole["input_ids"][0]
+    new = torch.arange(len(ids)) >= len(first["input_ids"][0]) + 5
+    pooled = hidden[0, new & ((ids == 110) | (ids == 111))].mean(0, keepdim=True)
+    assert_close(turn_2.img_safety_logits, model.img_safety_head(pooled), atol=1e-5, rtol=1e-5)
+
+
+def test_a_turn_without_a_new_picture_has_no_new_verdict(model, stock):
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    first = batch([5, CAT, 7])
+    turn_1 = model.generate(**first, **settings)
+    whole = batch([5, CAT, 7, *turn_1.sequences[0].tolist()[10:], 20, 21])
+    cold = stock.generate(**for_stock(whole), **settings)
+    text_only = {key: whole[key] for key in ("input_ids", "attention_mask")}
+    for inputs in (whole, text_only):  # with the old picture's pixels, and without
+        cache = model.generate(**first, **settings).past_key_values
+        turn_2 = model.generate(**inputs, past_key_values=cache, **settings, do_safety=True)
+        assert turn_2.img_safety_probs is None
+        assert torch.equal(turn_2.sequences, cold.sequences)
+
+
+def test_a_kept_cache_is_safe_from_other_conversations_in_between(model, stock):
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    turn_1 = model.generate(**batch([5, CAT, 7]), **settings)
+    whole = batch([5, CAT, 7, *turn_1.sequences[0].tolist()[10:], 20, 21])
+    model.generate(**batch([SUN, SUN, 5]), **settings)  # leaves its rope_deltas on the library's module
+    turn_2 = model.generate(**whole, past_key_values=turn_1.past_key_values, **settings)
+    assert torch.equal(turn_2.sequences, stock.generate(**for_stock(whole), **settings).sequences)
+
+
+def test_a_turn_with_placeholders_but_no_pixels_is_refused(model):
+    cache = model(**batch([5, 6, 7]), use_cache=True).past_key_values
+    inputs = {key: batch([5, 6, 7, CAT, 8])[key] for key in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="no pixel_values"):
+        model.generate(**inputs, past_key_values=cache, do_safety=True, max_new_tokens=2)
+
+
+def test_a_turn_that_leaves_out_the_old_pictures_is_refused(model):
+    settings = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
+    turn_1 = model.generate(**batch([5, CAT, 7]), **settings)
+    whole = batch([5, CAT, 7, 8, SUN])
+    whole.update({key: batch([SUN])[key] for key in ("pixel_values", "image_grid_thw")})
+    with pytest.raises(ValueError, match="give each picture its placeholders"):
+        model.generate(**whole, past_key_values=turn_1.past_key_values, **settings, do_safety=True)
+
+
+def test_threads_that_generate_at_once_get_their_own_verdicts(model):
+    # Same shape of prompt: stock keeps rope_deltas on the module, so other shapes could mix texts on 4.x.
+    prompts = [batch([5, Pic(4, 4, seed=seed), 7]) for seed in range(4)]
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **WITH_VERDICT}
+    expected = [model.generate(**inputs, **settings) for inputs in prompts]
+    results = {}
+    barrier = threading.Barrier(len(prompts))
+
+    def work(index):
+        barrier.wait()
+        results[index] = [model.generate(**prompts[index], **settings) for _ in range(5)]
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(prompts))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for index, wanted in enumerate(expected):
+        for output in results[index]:
+            assert torch.equal(output.img_safety_probs, wanted.img_safety_probs)
+            assert torch.equal(output.sequences, wanted.sequences)
+    distinct = torch.cat([output.img_safety_probs for output in expected])
+    assert torch.pdist(distinct).min() > 1e-3

@@ -1,0 +1,130 @@
+"""`guard` gives forward's verdict for less work, and splits it by picture and by patch."""
+
+import pytest
+import torch
+from tiny import IMAGE, Pic, batch, head_by_hand, stock_hidden_states
+from torch import nn
+from torch.testing import assert_close
+
+
+CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
+CLIP = Pic(4, 6, seed=4, frames=3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_prompt_verdict_is_forwards(model, side):
+    inputs = batch([5, CAT, 7, 8, 9, 9, 9], [6, 7], [SUN, 4, CLIP], [DOG, CAT, 5], padding_side=side)
+    expected = model(**inputs, do_safety=True)
+    verdict = model.guard(**inputs)
+    assert set(verdict) == {"img_safety_logits", "img_safety_probs"}
+    assert_close(verdict.img_safety_logits, expected.img_safety_logits, equal_nan=True, atol=1e-5, rtol=1e-5)
+    assert_close(verdict.img_safety_probs, expected.img_safety_probs, equal_nan=True, atol=1e-5, rtol=1e-5)
+    assert verdict.img_safety_probs[1].isnan().all()
+
+
+def test_each_pictures_verdict_is_pooled_over_its_own_tokens(model, stock, state_dict):
+    inputs = batch([5, CAT, 7, CLIP, 8], [9, 9], [DOG, SUN])
+    hidden = stock_hidden_states(stock, inputs)
+    # prompt 0 is the longest: 5 <start> 6 cat tokens <end> 7 <start> 18 clip tokens <end> 8
+    # prompt 2 is padded on the left by 15: <start> 4 dog tokens <end> <start> 8 sun tokens <end>
+    spans = [(0, 2, 8), (0, 11, 29), (2, 16, 20), (2, 22, 30)]
+    pooled = torch.stack([hidden[row, start:stop].mean(0) for row, start, stop in spans])
+    verdict = model.guard(**inputs, granularity="image")
+    assert_close(verdict.img_safety_logits, head_by_hand(state_dict, pooled), atol=1e-5, rtol=1e-5)
+    assert_close(verdict.img_safety_probs, head_by_hand(state_dict, pooled).softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_the_patch_map_is_the_guard_on_each_token_in_its_place(model, stock, state_dict):
+    inputs = batch([5, CAT, 7, CLIP])
+    hidden = stock_hidden_states(stock, inputs)[0]
+    maps = model.guard(**inputs, granularity="patch").img_safety_logits
+    assert [tuple(one.shape) for one in maps] == [(2, 3, 20), (3, 2, 3, 20)]
+    cat, clip = 2, 11  # first tokens
+    for row in range(2):
+        for column in range(3):
+            expected = head_by_hand(state_dict, hidden[cat + 3 * row + column])
+            assert_close(maps[0][row, column], expected, atol=1e-5, rtol=1e-5)
+            for frame in range(3):
+                expected = head_by_hand(state_dict, hidden[clip + 6 * frame + 3 * row + column])
+                assert_close(maps[1][frame, row, column], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_that_differs_in_one_corner_differs_in_that_corner_of_the_first_layers(model):
+    """The rows and columns of a map are the picture's: features of later patches only move later entries."""
+    inputs = batch([CAT])
+    changed = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
+    changed["pixel_values"][-4:] += 3.0  # the last merged patch: bottom right
+    # Attention within the vision tower is mutual; switching its blocks off leaves the causal language model alone.
+    for block in model.model.visual.blocks:
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.attn.proj.bias)
+    before, after = (model.guard(**x, granularity="patch").img_safety_logits[0] for x in (inputs, changed))
+    moved = (after - before).abs().amax(-1) > 1e-4
+    assert moved.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_a_text_only_batch_gives_none(model):
+    for granularity in ("prompt", "image", "patch"):
+        verdict = model.guard(**batch([5, 6, 7], [8]), granularity=granularity)
+        assert verdict.img_safety_logits is None and verdict.img_safety_probs is None
+
+
+def test_embeddings_in_place_of_ids_give_the_same_verdict(model):
+    inputs = batch([5, CAT, 7, SUN, 8], [6, 7], [CLIP, 4])
+    expected = model.guard(**inputs, granularity="image").img_safety_logits
+    embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+    verdict = model.guard(inputs_embeds=embeddings, **inputs, granularity="image")
+    assert_close(verdict.img_safety_logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_after_the_last_picture_and_no_lm_head_and_no_cache_is_computed(model):
+    seen = {}
+
+    def record(module, args, kwargs, output):
+        seen["length"] = output.last_hidden_state.shape[1]
+        seen["rows"] = output.last_hidden_state.shape[0]
+        seen["cache"] = output.past_key_values
+
+    def fail(*args):
+        raise AssertionError("guard ran lm_head")
+
+    model.model.language_model.register_forward_hook(record, with_kwargs=True)
+    model.lm_head.register_forward_hook(fail)
+    model.guard(**batch([5, CAT, *range(20, 60)], [6, 7]))
+    # the text-only row, as long as its padding, is left out; 5 <start> and 6 tokens are kept
+    assert seen == {"length": 8, "rows": 1, "cache": None}
+
+
+def test_nothing_of_a_call_stays_on_the_module(model):
+    model.guard(**batch([5, CAT]))  # the library's rope_deltas appear with the first call
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    inputs = batch([5, CAT, 7], [SUN])
+    model.guard(**inputs, granularity="patch")
+    model(**inputs, do_safety=True)
+    model.generate(**inputs, do_safety=True, max_new_tokens=2, return_dict_in_generate=True)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+
+
+def test_an_unknown_granularity_is_refused(model):
+    with pytest.raises(ValueError, match="'prompt', 'image' or 'patch', got 'pixel'"):
+        model.guard(**batch([5, CAT]), granularity="pixel")
+
+
+def test_training_mode_is_refused(model):
+    model.train()
+    with pytest.raises(RuntimeError, match=r"model.eval\(\)"):
+        model.guard(**batch([5, CAT]))
+    with pytest.raises(RuntimeError, match=r"model.eval\(\)"):
+        model.generate(**batch([5, CAT]), do_safety=True)
+
+
+def test_guard_needs_no_gradient(model):
+    assert not model.guard(**batch([5, CAT])).img_safety_logits.requires_grad
+
+
+def test_placeholder_tokens_keep_their_row_major_order(model):
+    """Two pictures that swap places swap their verdicts' places, though not their values: attention is causal."""
+    one = model.guard(**batch([CAT], [DOG]), granularity="image").img_safety_logits
+    two = model.guard(**batch([DOG], [CAT]), granularity="image").img_safety_logits
+    assert_close(one.flip(0), two, atol=1e-5, rtol=1e-5)
+    assert IMAGE in batch([CAT])["input_ids"]

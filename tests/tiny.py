@@ -1,0 +1,155 @@
+"""A Qwen2.5-VL of 100,000 random parameters, with and without guard, and batches made by hand."""
+
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from safeqwen import SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
+
+
+PAD, BOS, EOS = 0, 1, 2
+IMAGE, VIDEO, VISION_START, VISION_END = 110, 111, 112, 113
+VERSION_4 = transformers.__version__.startswith("4.")
+
+TEXT_CONFIG = {
+    "vocab_size": 120,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}
+VISION_CONFIG = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "fullatt_block_indexes": [1],
+    "window_size": 56,
+}
+TOKEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
+def nested_config(config_class=SafeQwen2_5_VLConfig, **kwargs):
+    return config_class(
+        **{"text_config": dict(TEXT_CONFIG), "vision_config": dict(VISION_CONFIG), **TOKEN_IDS, **kwargs}
+    )
+
+
+def random_state_dict(seed=0, **kwargs):
+    """Weights large enough that tokens and verdicts differ from picture to picture: 1/sqrt(fan_in), the guard x 4."""
+    model = SafeQwen2_5_VLForConditionalGeneration(nested_config(**kwargs))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            gain = 4.0 if name.startswith("img_safety_head") else 1.0
+            std = gain * parameter[0].numel() ** -0.5 if "embed_tokens" not in name else 1.0
+            nn.init.normal_(parameter, std=std, generator=generator)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def build_guarded(state_dict, **kwargs):
+    model = SafeQwen2_5_VLForConditionalGeneration(nested_config(**kwargs)).eval()
+    model.load_state_dict(state_dict)
+    return model
+
+
+def build_stock(state_dict):
+    model = Qwen2_5_VLForConditionalGeneration(nested_config(Qwen2_5_VLConfig)).eval()
+    model.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith("img_safety_head.")})
+    return model
+
+
+class Pic(NamedTuple):
+    """A still picture of `height` x `width` patches, or a video if it has `frames`; `seed` draws its pixels."""
+
+    height: int
+    width: int
+    seed: int = 0
+    frames: int = 0
+
+    @property
+    def grid(self):
+        return [max(self.frames, 1), self.height, self.width]
+
+    @property
+    def num_tokens(self):
+        return max(self.frames, 1) * (self.height // 2) * (self.width // 2)
+
+    @property
+    def pixels(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        base = torch.randn(1, 1176, generator=generator)  # pictures differ as a whole, not only from patch to patch
+        return base + torch.randn(max(self.frames, 1) * self.height * self.width, 1176, generator=generator)
+
+
+def tokens(*prompt):
+    """`tokens(5, Pic(4, 6), 7)` -> ids with the picture's placeholders in their place."""
+    ids = []
+    for part in prompt:
+        if isinstance(part, Pic):
+            ids += [VISION_START] + [VIDEO if part.frames else IMAGE] * part.num_tokens + [VISION_END]
+        else:
+            ids.append(part)
+    return ids
+
+
+def batch(*prompts, padding_side="left"):
+    """What a processor returns for prompts of ids and pictures: `batch([5, Pic(4, 6), 7], [8, 9])`."""
+    ids = [tokens(*prompt) for prompt in prompts]
+    length = max(map(len, ids))
+    rows, masks = [], []
+    for row in ids:
+        padding = [PAD] * (length - len(row))
+        left = padding_side == "left"
+        rows.append(padding + row if left else row + padding)
+        masks.append([0] * len(padding) + [1] * len(row) if left else [1] * len(row) + [0] * len(padding))
+    inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+    pictures = [part for prompt in prompts for part in prompt if isinstance(part, Pic)]
+    stills, videos = [p for p in pictures if not p.frames], [p for p in pictures if p.frames]
+    if stills:
+        inputs["pixel_values"] = torch.cat([p.pixels for p in stills])
+        inputs["image_grid_thw"] = torch.tensor([p.grid for p in stills])
+    if videos:
+        inputs["pixel_values_videos"] = torch.cat([p.pixels for p in videos])
+        inputs["video_grid_thw"] = torch.tensor([p.grid for p in videos])
+        inputs["second_per_grid_ts"] = torch.ones(len(videos))
+    return inputs
+
+
+def for_stock(inputs):
+    """Stock Qwen2.5-VL on transformers 5.x wants the token types that its processor makes."""
+    if VERSION_4 or "input_ids" not in inputs:
+        return inputs
+    ids = inputs["input_ids"]
+    return {**inputs, "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+
+def stock_hidden_states(stock, inputs):
+    """Stock's last hidden state after the final norm, `(batch, sequence, hidden)`."""
+    with torch.no_grad():
+        return stock.model(**for_stock(inputs)).last_hidden_state
+
+
+def head_by_hand(state_dict, pooled):
+    """The guard's algebra as DESIGN fixes it, without our module."""
+    hidden = pooled @ state_dict["img_safety_head.mlp.0.weight"].T + state_dict["img_safety_head.mlp.0.bias"]
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
+    return hidden @ state_dict["img_safety_head.mlp.3.weight"].T + state_dict["img_safety_head.mlp.3.bias"]
