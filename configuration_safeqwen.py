@@ -120,8 +120,15 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         return super().from_dict(merged, **kwargs)
 
     def to_dict(self):
-        """The parent's dictionary with `num_safety_categories`, which readers of `config.json` expect."""
-        return {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
+        """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
+        fields = {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
+        text = fields["text_config"]
+        if text.get("rope_parameters"):  # transformers 5.x; 4.x knows these under other names or in another place
+            rope = dict(text["rope_parameters"])
+            text["rope_theta"] = rope.pop("rope_theta")
+            text["rope_scaling"] = rope
+            text["tie_word_embeddings"] = self.tie_word_embeddings
+        return fields
 
     def _check_guard(self, num_safety_categories):
         names = self.safety_categories

@@ -781,10 +781,23 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As the library's; what the checkpoint lacked is remembered, and the model refuses to judge with it."""
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        redrawn = {*info["missing_keys"], *(mismatched[0] for mismatched in info["mismatched_keys"])}
+        kwargs["output_loading_info"] = True
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except RuntimeError as error:
+            if "mismatch" not in str(error):
+                raise
+            kwargs["ignore_mismatched_sizes"] = True  # to name the tensors, which the library does not
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            differing = ", ".join(
+                f"{name} (by the config {tuple(model.get_parameter(name).shape)})" for name in _mismatched(info)
+            )
+            raise RuntimeError(
+                f"weights and config of {pretrained_model_name_or_path} contradict each other: {differing}. The guard "
+                "(img_safety_head) has one column for each of the config's safety_categories: correct the config, or "
+                "start a new guard, which then needs training, with ignore_mismatched_sizes=True."
+            ) from error
+        redrawn = {*info["missing_keys"], *_mismatched(info)}
         guard = {name for name in (*redrawn, *info["unexpected_keys"]) if name.startswith("img_safety_head.")}
         if getattr(model, "_hf_peft_config_loaded", False):
             # transformers 5.x then tells what the adapter lacked, not what the base lacked
@@ -809,6 +822,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         model_kwargs.pop("prefill", None)  # the steps after the prefill are the library's own
         return model_kwargs
+
+
+def _mismatched(loading_info):
+    """Names of the tensors whose shapes differ; transformers 5.x lists them with both shapes, 4.x without."""
+    return sorted(entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"])
 
 
 __all__ = ["SafeQwen2_5_VLForConditionalGeneration"]

@@ -718,13 +718,12 @@ def _fighting_people(pen):
 
 @pictogram("physical_altercation", "two fists meeting")
 def _fists(pen):
-    pen.burst(0, -0.02, 0.5, "alarm", rays=8)
+    pen.burst(0, -0.05, 0.75, "alarm", rays=10)
     for side in (-1, 1):
-        left, right = sorted((side * 0.15, side * 0.62))
-        pen.polygon([(side * 0.6, -0.22), (side * 0.97, -0.3), (side * 0.97, 0.3), (side * 0.6, 0.22)], "second")
-        pen.polygon([(left, -0.38), (right, -0.38), (right, 0.38), (left, 0.38)])
-        for y in (-0.19, 0, 0.19):
-            pen.line((side * 0.15, y), (side * 0.4, y), width=1.2)
+        pen.polygon([(side * 0.55, -0.2), (side * 0.97, -0.3), (side * 0.97, 0.3), (side * 0.55, 0.2)], "second")
+        pen.ellipse(side * 0.42, 0, 0.3, 0.37)
+        for y in (-0.18, 0, 0.18):
+            pen.line((side * 0.13, y), (side * 0.36, y), width=1.2)
 
 
 @pictogram("physical_altercation", "a punch in the face")
@@ -859,7 +858,7 @@ def _first_aid_case(pen):
 def _heart_pulse(pen):
     pen.polygon([(0, 0.9), *_arc(-0.46, -0.3, 0.46, 0.48, 155, 350), *_arc(0.46, -0.3, 0.46, 0.48, 190, 385)], "alarm")
     pulse = [(-0.97, 0.05), (-0.4, 0.05), (-0.22, -0.35), (0.05, 0.45), (0.22, 0.05), (0.97, 0.05)]
-    pen.line(*pulse, width=1.8, stroke="paper")
+    pen.line(*pulse, width=1.8)
 
 
 # From shapes to pixels.
@@ -957,6 +956,19 @@ def _dashes(points, dash, gap):
         yield piece
 
 
+def _wobble(points, amplitude, rng):
+    """Returns the polyline as an unsteady hand would draw it: slow waves along its length, in pixels."""
+    phases = [rng.uniform(0, 2 * math.pi) for _ in range(4)]
+    rates = [rng.uniform(0.05, 0.15) / amplitude for _ in range(4)]
+    wobbled, run, previous = [], 0.0, points[0]
+    for x, y in points:
+        run += math.hypot(x - previous[0], y - previous[1])
+        previous = (x, y)
+        dx, dy, dx2, dy2 = (math.sin(rate * run + phase) for rate, phase in zip(rates, phases))
+        wobbled.append((x + amplitude * (dx + 0.5 * dx2), y + amplitude * (dy + 0.5 * dy2)))
+    return wobbled
+
+
 def _paint_shape(brush, shape, points, line_style, colours, unit, rng):
     """Inks one shape, its points already in pixels; unit is the width of a thin pen in pixels."""
     fill, ink = colours[shape.fill] if shape.fill else None, colours[shape.stroke]
@@ -975,7 +987,7 @@ def _paint_shape(brush, shape, points, line_style, colours, unit, rng):
             _stroke(brush, piece, ink, width)
     elif line_style == "sketch":
         for _ in range(2 + (shape.width > 1.4)):
-            shaken = [(x + rng.gauss(0, 0.8 * unit), y + rng.gauss(0, 0.8 * unit)) for x, y in points]
+            shaken = _wobble(points, 0.9 * unit, rng)
             _stroke(brush, shaken, ink, width)
     else:
         _stroke(brush, points, ink, width)

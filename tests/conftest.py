@@ -1,10 +1,14 @@
 """Tiny random models and hand-made batches, on CPU; nothing is downloaded."""
 
 import os
+import tempfile
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Remote code is copied to a folder of each process's own, so that runs side by side cannot meet there.
+REMOTE_CODE = tempfile.TemporaryDirectory(prefix="safeqwen-modules-")
+os.environ["HF_MODULES_CACHE"] = REMOTE_CODE.name
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -12,13 +16,6 @@ from tiny import build_guarded, build_stock, random_state_dict  # noqa: E402
 
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def modules_cache(tmp_path_factory, monkeypatch):
-    """Remote code is copied to a folder of the test's own, so that runs side by side cannot meet there."""
-    folder = str(tmp_path_factory.mktemp("modules"))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,22 @@
 """A Qwen2.5-VL of 100,000 random parameters, with and without guard, and batches made by hand."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
 
+
+ROOT = Path(__file__).parents[1]
+CODE_FILES = ("configuration_safeqwen.py", "modeling_safeqwen.py")
 
 PAD, BOS, EOS = 0, 1, 2
 IMAGE, VIDEO, VISION_START, VISION_END = 110, 111, 112, 113
@@ -153,3 +161,52 @@ def head_by_hand(state_dict, pooled):
     hidden = pooled @ state_dict["img_safety_head.mlp.0.weight"].T + state_dict["img_safety_head.mlp.0.bias"]
     hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
     return hidden @ state_dict["img_safety_head.mlp.3.weight"].T + state_dict["img_safety_head.mlp.3.bias"]
+
+
+def released_tensors(state_dict):
+    """Our tensors under the names of the released checkpoint."""
+    renames = (("model.language_model.", "model."), ("model.visual.", "visual."))
+    released = {}
+    for name, tensor in state_dict.items():
+        old = next((new + name.removeprefix(long) for long, new in renames if name.startswith(long)), name)
+        released[old] = tensor
+    return released
+
+
+def write_released_folder(folder, state_dict, dtype=torch.float32, num_shards=1, **config):
+    """A folder as released: flat config, old tensor names; with our two code files beside them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    categories = HOLISAFE_CATEGORIES
+    flat = {
+        "architectures": ["SafeQwen2_5_VLForConditionalGeneration"],
+        "auto_map": AUTO_MAP,
+        "model_type": "qwen2_5_vl",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "tie_word_embeddings": False,
+        **TEXT_CONFIG,
+        **TOKEN_IDS,
+        "vision_config": VISION_CONFIG,
+        "safety_categories": list(categories),
+        "num_safety_categories": len(categories),
+        "safety_head_hidden_scale": 0.5,
+        "safety_num_hidden_layers": 1,
+        "safety_loss_lambda": 1.0,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(flat))
+    tensors = {name: tensor.to(dtype) for name, tensor in released_tensors(state_dict).items()}
+    if num_shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        weight_map = {}
+        for shard in range(num_shards):
+            name = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+            part = {key: tensors[key] for key in sorted(tensors)[shard::num_shards]}
+            save_file(part, folder / name, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(part, name))
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in CODE_FILES:
+        shutil.copy(ROOT / name, folder)
+    return folder

@@ -1,0 +1,36 @@
+"""Run by `test_generations.py` on the other generation of transformers: `judge_folder.py FOLDER INPUTS OUTPUTS SAVED`.
+
+Loads FOLDER, judges and answers the prompt in INPUTS, writes verdict, tokens and tensors to OUTPUTS, saves to SAVED.
+"""
+
+import sys
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+
+def judge_and_answer(folder, inputs):
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    output = model.generate(
+        **inputs, do_safety=True, return_dict_in_generate=True, max_new_tokens=12, min_new_tokens=12, do_sample=False
+    )
+    return model, {
+        "probs": output.img_safety_probs,
+        "guard": model.guard(**inputs, granularity="image").img_safety_probs,
+        "tokens": output.sequences,
+        "logits": model(**inputs).logits.detach(),
+        "version": torch.tensor(int(transformers.__version__.split(".")[0])),
+    }
+
+
+def main(folder, inputs, outputs, saved):
+    model, results = judge_and_answer(folder, load_file(inputs))
+    model.save_pretrained(saved)
+    tensors = {f"tensor {name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    save_file({**results, **tensors}, outputs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,87 @@
+"""The config checks the guard's fields, keeps plain Qwen2.5-VL's, and says the same in both its layouts."""
+
+import pytest
+from tiny import TEXT_CONFIG, TOKEN_IDS, VISION_CONFIG, nested_config
+from transformers import Qwen2_5_VLConfig
+
+from safeqwen import CATEGORIES, SafeQwen2_5_VLConfig
+
+
+PAPER_ORDER = """safe gender_discrimination race_discrimination religion_discrimination harassment
+disability_discrimination drug_related_hazards property_crime facial_data_exposure identity_data_exposure
+physical_self_injury suicide animal_abuse obscene_gestures physical_altercation terrorism weapon_related_violence
+sexual_content financial_advice medical_advice""".split()
+
+
+def test_the_defaults_are_holisafes():
+    config = SafeQwen2_5_VLConfig()
+    assert config.safety_categories == PAPER_ORDER
+    assert config.num_safety_categories == 20
+    assert (config.safety_head_hidden_scale, config.safety_num_hidden_layers, config.safety_loss_lambda) == (0.5, 1, 1)
+    assert [category.name for category in CATEGORIES] == PAPER_ORDER
+
+
+def test_aliases_are_those_of_holisafes_files():
+    assert {alias: c.name for c in CATEGORIES for alias in c.aliases} == {
+        "gender": "gender_discrimination",
+        "race": "race_discrimination",
+        "religion": "religion_discrimination",
+    }
+
+
+def test_the_flat_and_the_nested_layout_are_the_same_config():
+    flat = SafeQwen2_5_VLConfig(**TEXT_CONFIG, **TOKEN_IDS, vision_config=VISION_CONFIG, safety_loss_lambda=0.5)
+    nested = nested_config(safety_loss_lambda=0.5)
+    for field in ("hidden_size", "num_hidden_layers", "vocab_size", "num_key_value_heads"):
+        assert getattr(flat.text_config, field) == getattr(nested.text_config, field) == TEXT_CONFIG[field]
+    assert flat.safety_loss_lambda == nested.safety_loss_lambda == 0.5
+    assert flat.image_token_id == nested.image_token_id == 110
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested"])
+def test_a_round_trip_through_json_keeps_everything(tmp_path, layout):
+    own = {
+        "safety_categories": ["safe", "cat"],
+        "safety_head_hidden_scale": 2.0,
+        "safety_num_hidden_layers": 2,
+        "safety_loss_lambda": 0.1,
+    }
+    if layout == "flat":
+        config = SafeQwen2_5_VLConfig(**TEXT_CONFIG, **TOKEN_IDS, vision_config=VISION_CONFIG, **own)
+    else:
+        config = nested_config(**own)
+    config.save_pretrained(tmp_path)
+    again = SafeQwen2_5_VLConfig.from_pretrained(tmp_path)
+    for field, value in own.items():
+        assert getattr(again, field) == value
+    assert again.to_dict()["text_config"] == config.to_dict()["text_config"]
+    assert again.vision_config.to_dict() == config.vision_config.to_dict()
+
+
+def test_the_guards_fields_do_not_leak_into_plain_qwen(tmp_path):
+    nested_config().save_pretrained(tmp_path)
+    plain = Qwen2_5_VLConfig.from_pretrained(tmp_path)
+    assert plain.text_config.hidden_size == TEXT_CONFIG["hidden_size"]
+    assert type(plain) is Qwen2_5_VLConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"safety_categories": ["safe"]}, "two or more"),
+        ({"safety_categories": []}, "two or more"),
+        ({"safety_categories": ["safe", " "]}, "non-empty"),
+        ({"safety_categories": ["safe", 3]}, "non-empty names"),
+        ({"safety_categories": ["safe", "cat", "cat"]}, r"\['cat'\] occur more than once"),
+        ({"num_safety_categories": 19}, "is 19, but safety_categories names 20"),
+        ({"safety_categories": ["a", "b"], "num_safety_categories": 3}, "is 3, but safety_categories names 2"),
+        ({"safety_head_hidden_scale": 0}, "safety_head_hidden_scale must be a number above 0, got 0"),
+        ({"safety_num_hidden_layers": -1}, "safety_num_hidden_layers must be a whole number from 0, got -1"),
+        ({"safety_num_hidden_layers": 1.5}, "whole number"),
+        ({"safety_loss_lambda": float("nan")}, "safety_loss_lambda must be a finite number"),
+        ({"safety_loss_lambda": "1"}, "safety_loss_lambda must be a finite number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        nested_config(**fields)

@@ -1,0 +1,83 @@
+"""transformers 4.57 and 5.x give one verdict and one answer, and load what the other saved bit for bit.
+
+`make test` runs the suite under each and names the other's interpreter in SAFEQWEN_OTHER_PYTHON.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from judge_folder import judge_and_answer
+from safetensors.torch import load_file, save_file
+from tiny import IMAGE, ROOT, TEXT_CONFIG, VERSION_4, VIDEO, Pic, batch, build_guarded, write_released_folder
+from torch.testing import assert_close
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from safeqwen import SafeQwen2_5_VLForConditionalGeneration
+
+
+# The videos stand last: stock 4.57 and 5.x number the tokens after a clip differently.
+INPUTS = batch([5, Pic(4, 6, seed=1), 7, Pic(8, 4, seed=3)], [Pic(4, 4, seed=2), 9], [3, Pic(4, 4, seed=4, frames=2)])
+STILLS = slice(0, 2)
+
+
+@pytest.fixture(scope="module")
+def other_python():
+    other = os.environ.get("SAFEQWEN_OTHER_PYTHON")
+    if other is None:
+        pytest.skip("needs a second generation of transformers: run `make test`")
+    return str(ROOT / other)
+
+
+def on_the_other_generation(other_python, folder, inputs, tmp_path):
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    script = Path(__file__).with_name("judge_folder.py")
+    names = ("inputs.safetensors", "outputs.safetensors", "saved_by_the_other")
+    command = [other_python, script, folder, *(tmp_path / name for name in names)]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    results = load_file(tmp_path / "outputs.safetensors")
+    assert results.pop("version") == (5 if VERSION_4 else 4)
+    return results
+
+
+def types_of(input_ids):
+    return (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
+
+
+@pytest.mark.parametrize("layout", ["released", "saved", "saved, tied"])
+@pytest.mark.parametrize("token_types", ["without token types", "with token types"])
+def test_both_generations_agree(tmp_path, other_python, state_dict, model, layout, token_types):
+    folder = tmp_path / "folder"
+    if layout == "released":
+        write_released_folder(folder, state_dict)
+    else:
+        if layout == "saved, tied":
+            tied = {"tie_word_embeddings": True}
+            state_dict = {**state_dict, "lm_head.weight": state_dict["model.language_model.embed_tokens.weight"]}
+            model = build_guarded(state_dict, text_config={**TEXT_CONFIG, **tied}, **tied)
+        model.save_pretrained(folder)
+    inputs = dict(INPUTS)
+    if token_types == "with token types":
+        inputs["mm_token_type_ids"] = types_of(inputs["input_ids"])
+    loaded, here = judge_and_answer(folder, inputs)
+    there = on_the_other_generation(other_python, folder, inputs, tmp_path)
+    assert_close(here["probs"], model(**inputs, do_safety=True).img_safety_probs)
+    for field in ("probs", "guard"):
+        assert_close(there[field], here[field], atol=1e-5, rtol=0)
+    assert torch.equal(there["tokens"][STILLS], here["tokens"][STILLS])
+    visible = inputs["attention_mask"][STILLS].bool()
+    assert_close(there["logits"][STILLS][visible], here["logits"][STILLS][visible], atol=1e-4, rtol=1e-4)
+    for name, tensor in state_dict.items():
+        assert torch.equal(there[f"tensor {name}"], tensor), name
+
+    # and back: what the other generation saved
+    again = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved_by_the_other", dtype="auto")
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, state_dict[name]), name
+    assert torch.equal(again.guard(**inputs).img_safety_probs, model.guard(**inputs).img_safety_probs)
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved_by_the_other", dtype="auto")
+    types = {} if VERSION_4 else {"mm_token_type_ids": types_of(inputs["input_ids"])}
+    assert torch.equal(plain(**{**inputs, **types}).logits, model(**inputs).logits)
