@@ -515,7 +515,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             attention_mask = attention_mask[rows, :length]
         if position_ids is not None:
             position_ids = position_ids[..., rows, :length]
-        elif input_ids is None:
+        else:  # the library would keep them on the module, in the way of an answer that another thread is giving
             position_ids, _ = self._rope_index(
                 picture_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
             )
@@ -529,9 +529,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             pixel_values_videos=pixel_values_videos,
             image_grid_thw=image_grid_thw,
             video_grid_thw=video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
             return_dict=True,
-            **({"mm_token_type_ids": token_types} if TAKES_TOKEN_TYPES else {}),
         )
         hidden_states = outputs.last_hidden_state  # (prompts with a picture, length, hidden)
         picture_sizes = [picture.size for picture in pictures]
@@ -661,10 +659,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             [`Prefill`], or `None` if the library needs no help and no verdict is asked for.
         """
         input_ids, inputs_embeds = kwargs.get("input_ids", inputs), kwargs.get("inputs_embeds")
-        if inputs_embeds is not None and (input_ids is None or input_ids.shape[1] == 0):
+        if input_ids is not None and input_ids.shape[1] > 0:
+            picture_ids = input_ids
+        elif inputs_embeds is not None:
             picture_ids = self._placeholder_ids(inputs_embeds)
-        elif input_ids is not None:
-            picture_ids, inputs_embeds = input_ids, None
         else:
             raise ValueError("generate needs input_ids or inputs_embeds, got neither")
         prefill = Prefill(judge, batch_size=picture_ids.shape[0])

@@ -100,9 +100,12 @@ def test_embeddings_in_place_of_ids_give_the_same_tokens_and_verdict(model):
         settings = {"max_new_tokens": 8, "do_sample": False, **WITH_VERDICT, **kwargs}
         expected = model.generate(**inputs, **settings)
         length = inputs["input_ids"].shape[1]
-        embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+        ids = inputs.pop("input_ids")
+        embeddings = model.get_input_embeddings()(ids)
         output = model.generate(inputs_embeds=embeddings, **inputs, **settings)
         assert torch.equal(output.sequences, expected.sequences[:, length:])
+        with_ids = model.generate(ids, inputs_embeds=embeddings, **inputs, **settings)
+        assert torch.equal(with_ids.sequences, expected.sequences)
         assert_close(output.img_safety_logits, expected.img_safety_logits, atol=1e-5, rtol=1e-5)
 
 
