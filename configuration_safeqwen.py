@@ -115,7 +115,8 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         merged = {**config_dict, **override}
         if "safety_categories" in override:
             merged["num_safety_categories"] = override.get("num_safety_categories")
-            if list(override["safety_categories"]) != config_dict.get("safety_categories", [*HOLISAFE_CATEGORIES]):
+            trained_on = config_dict.get("safety_categories")  # None: a plain Qwen2.5-VL folder
+            if trained_on is not None and list(override["safety_categories"]) != list(trained_on):
                 merged["safety_refusal"] = "the guard was loaded under other categories than it was trained on"
         return super().from_dict(merged, **kwargs)
 

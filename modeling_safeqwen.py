@@ -12,7 +12,6 @@ right (`_locate_pictures`, `_refuse_unless_ready`, `from_pretrained`).
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,9 @@ logger = logging.get_logger(__name__)
 if TorchVersion("5.3.0") <= TorchVersion(transformers.__version__) < TorchVersion("5.5.4"):
     # huggingface/transformers#45325: on one folder and picture a verdict of 0.1102 where all others give 0.1057
     raise ImportError(
-        f"transformers {transformers.__version__} places still pictures wrongly (huggingface/transformers#45325), which "
-        "silently changes every verdict; SafeQwen needs 4.57.x, 5.0-5.2 or 5.5.4 and later: pip install -U transformers"
+        f"transformers {transformers.__version__} places still pictures wrongly (huggingface/transformers#45325), "
+        "which silently changes every verdict; SafeQwen needs 4.57.x, 5.0-5.2 or 5.5.4 and later: "
+        "pip install -U transformers"
     )
 
 # transformers 5.3 on reads picture positions from mm_token_type_ids; before, the model found them in input_ids.
@@ -42,18 +42,19 @@ TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.for
 POSITIONS_IN_GENERATE = hasattr(Qwen2_5_VLForConditionalGeneration, "_prepare_position_ids_for_generation")
 
 try:
-    # transformers 5.x renames the tensors of released folders by class name and skips classes it does not know: without
-    # this the language model would stay randomly initialised, behind plausible verdicts.
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+    # transformers 5.x renames the tensors of released folders by class name and skips classes it does not know:
+    # without this the language model would stay randomly initialised, behind plausible verdicts.
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        register_checkpoint_conversion_mapping,
+    )
 except ImportError:  # transformers 4.x: inherited as `_checkpoint_conversion_mapping`
     pass
 else:
-    for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # by class name from 5.6 on, by model type before
+    for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # 5.0-5.5 know the model type only
         if (renames := get_checkpoint_conversion_mapping(parent)) is not None:
             # overwrite: every folder loaded with trust_remote_code imports this file anew
-            register_checkpoint_conversion_mapping(
-                "SafeQwen2_5_VLForConditionalGeneration", renames, overwrite=True
-            )
+            register_checkpoint_conversion_mapping("SafeQwen2_5_VLForConditionalGeneration", renames, overwrite=True)
             break
 
 TEXT, IMAGE, VIDEO = 0, 1, 2  # the values of mm_token_type_ids
@@ -78,10 +79,10 @@ class SafeQwen2_5_VLCausalLMOutputWithPast(CausalLMOutputWithPast):
             Cross-entropy averaged over the rows whose label is not -100; 0 if there are none.
     """
 
-    rope_deltas: Optional[torch.LongTensor] = None
-    img_safety_logits: Optional[torch.FloatTensor] = None
-    img_safety_probs: Optional[torch.FloatTensor] = None
-    safety_loss: Optional[torch.FloatTensor] = None
+    rope_deltas: torch.LongTensor | None = None
+    img_safety_logits: torch.FloatTensor | None = None
+    img_safety_probs: torch.FloatTensor | None = None
+    safety_loss: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -96,8 +97,8 @@ class SafeQwen2_5_VLVerdict(ModelOutput):
             Softmax of the logits over the categories, in [0, 1].
     """
 
-    img_safety_logits: Optional[Union[torch.FloatTensor, list[torch.FloatTensor]]] = None
-    img_safety_probs: Optional[Union[torch.FloatTensor, list[torch.FloatTensor]]] = None
+    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
 
 
 @dataclass
@@ -113,18 +114,18 @@ class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
             Which prompts were stopped after the prefill; `None` when no row holds a new picture.
     """
 
-    img_safety_logits: Optional[torch.FloatTensor] = None
-    img_safety_probs: Optional[torch.FloatTensor] = None
-    safety_flagged: Optional[torch.BoolTensor] = None
+    img_safety_logits: torch.FloatTensor | None = None
+    img_safety_probs: torch.FloatTensor | None = None
+    safety_flagged: torch.BoolTensor | None = None
 
 
 @dataclass
 class SafeQwen2_5_VLGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
     """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
 
-    img_safety_logits: Optional[torch.FloatTensor] = None
-    img_safety_probs: Optional[torch.FloatTensor] = None
-    safety_flagged: Optional[torch.BoolTensor] = None
+    img_safety_logits: torch.FloatTensor | None = None
+    img_safety_probs: torch.FloatTensor | None = None
+    safety_flagged: torch.BoolTensor | None = None
 
 
 @dataclass
@@ -149,13 +150,13 @@ class Prefill:
 
     judge: bool
     batch_size: int
-    safety_threshold: Optional[float] = None
-    pictures: Optional[dict] = None  # the pixels and grids that are not in the kept cache yet
-    position_ids: Optional[torch.LongTensor] = None  # (3, batch, sequence), where the library would misplace pictures
-    rope_deltas: Optional[torch.LongTensor] = None
-    img_safety_logits: Optional[torch.FloatTensor] = None  # (batch * beams, categories), set by forward
-    img_safety_probs: Optional[torch.FloatTensor] = None
-    flagged: Optional[torch.BoolTensor] = None  # (batch * beams,)
+    safety_threshold: float | None = None
+    pictures: dict | None = None  # the pixels and grids that are not in the kept cache yet
+    position_ids: torch.LongTensor | None = None  # (3, batch, sequence), where the library would misplace pictures
+    rope_deltas: torch.LongTensor | None = None
+    img_safety_logits: torch.FloatTensor | None = None  # (batch * beams, categories), set by forward
+    img_safety_probs: torch.FloatTensor | None = None
+    flagged: torch.BoolTensor | None = None  # (batch * beams,)
 
     def take_positions(self, inputs):
         """The positions of the `inputs`, `(batch * beams, new tokens, ...)`: the last ones of the conversation."""
@@ -222,7 +223,8 @@ class SafetyHead(nn.Module):
         return logits.float()  # the softmax of half-precision logits loses the small probabilities
 
     def _note_gradient(self, gradient):
-        self.trained = self.trained or bool(gradient.any())
+        # An overflow in half precision reaches the weights as a step that the gradient scaler skips.
+        self.trained = self.trained or bool(gradient.isfinite().all() and gradient.any())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -234,8 +236,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     Qwen2.5-VL with a guard over its pictures.
 
     Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit. A model that was
-    built from a configuration, or whose checkpoint lacked tensors, refuses to judge until the missing weights have come
-    through `from_pretrained`, `load_state_dict` or training.
+    built from a configuration, or whose checkpoint lacked tensors, refuses to judge until the missing weights have
+    come through `from_pretrained`, `load_state_dict` or training.
     """
 
     config_class = SafeQwen2_5_VLConfig
@@ -253,24 +255,24 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @can_return_tuple
     def forward(
         self,
-        input_ids: Optional[torch.LongTensor] = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        position_ids: Optional[torch.LongTensor] = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         past_key_values=None,
-        inputs_embeds: Optional[torch.FloatTensor] = None,
-        labels: Optional[torch.LongTensor] = None,
-        use_cache: Optional[bool] = None,
-        pixel_values: Optional[torch.FloatTensor] = None,
-        pixel_values_videos: Optional[torch.FloatTensor] = None,
-        image_grid_thw: Optional[torch.LongTensor] = None,
-        video_grid_thw: Optional[torch.LongTensor] = None,
-        mm_token_type_ids: Optional[torch.LongTensor] = None,
-        second_per_grid_ts: Optional[torch.Tensor] = None,
-        logits_to_keep: Union[int, torch.Tensor] = 0,
-        mm_encoder_outputs: Optional[dict] = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict | None = None,
         do_safety: bool = False,
-        safety_labels: Optional[torch.LongTensor] = None,
-        prefill: Optional[Prefill] = None,
+        safety_labels: torch.LongTensor | None = None,
+        prefill: Prefill | None = None,
         **kwargs,
     ):
         """
@@ -283,9 +285,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             do_safety (`bool`, *optional*, defaults to `False`):
                 Judge the pictures among these tokens.
             safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the loss,
-                and the verdict too, unless the guard is untrained: then its logits are returned in training mode only,
-                and probabilities never.
+                Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the
+                loss, and the verdict too, unless the guard is untrained: then its logits are returned in training
+                mode only, and probabilities never.
             prefill (`Prefill`, *optional*):
                 Internal to `generate`.
 
@@ -295,8 +297,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Raises:
             RuntimeError: on `do_safety` without `safety_labels`, if guard or backbone hold weights that were neither
                 loaded nor trained; outside of training, if the features or scores are not finite.
-            ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers, too
-                many or few, out of range, or label a prompt without a picture.
+            ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers,
+                too many or few, out of range, or label a prompt without a picture.
         """
         if prefill is not None:
             do_safety = prefill.judge
@@ -403,7 +405,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         logits_processor=None,
         *args,
         do_safety: bool = False,
-        safety_threshold: Optional[float] = None,
+        safety_threshold: float | None = None,
         **kwargs,
     ):
         """
@@ -451,7 +453,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             return output
         if isinstance(output, torch.Tensor):
             if do_safety:
-                logger.warning_once("generate(do_safety=True) returns its verdict with return_dict_in_generate=True only")
+                logger.warning_once(
+                    "generate(do_safety=True) returns its verdict with return_dict_in_generate=True only"
+                )
             return output
         with_verdict = {
             GenerateDecoderOnlyOutput: SafeQwen2_5_VLGenerateOutput,
@@ -462,16 +466,16 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @torch.no_grad()
     def guard(
         self,
-        input_ids: Optional[torch.LongTensor] = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        position_ids: Optional[torch.LongTensor] = None,
-        inputs_embeds: Optional[torch.FloatTensor] = None,
-        pixel_values: Optional[torch.FloatTensor] = None,
-        pixel_values_videos: Optional[torch.FloatTensor] = None,
-        image_grid_thw: Optional[torch.LongTensor] = None,
-        video_grid_thw: Optional[torch.LongTensor] = None,
-        mm_token_type_ids: Optional[torch.LongTensor] = None,
-        second_per_grid_ts: Optional[torch.Tensor] = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
         granularity: str = "prompt",
     ):
         """
@@ -485,8 +489,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 - `"prompt"`: fields of shape `(batch_size, num_safety_categories)`, as `forward` returns them.
                 - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video pooled over its own tokens,
                   in the order of the prompts.
-                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, in that order, over
-                  its merged patches; `(frames, rows, columns, num_safety_categories)` for a video.
+                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, in that order,
+                  over its merged patches; `(frames, rows, columns, num_safety_categories)` for a video.
             input_ids, attention_mask, ...:
                 What the processor returns. `mm_token_type_ids` is taken for convenience and not needed.
 
@@ -570,8 +574,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         logits = self.img_safety_head(pooled)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
             raise RuntimeError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is an "
-                "overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
+                "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
             )
         return logits
 
@@ -591,7 +595,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return input_ids.eq(self.config.image_token_id) * IMAGE + input_ids.eq(self.config.video_token_id) * VIDEO
 
     def _placeholder_ids(self, inputs_embeds):
-        """`(batch_size, sequence_length, hidden_size)` embeddings -> ids of the vision tokens, 0 for all other text."""
+        """`(batch_size, sequence_length, hidden_size)` embeddings -> ids of the vision tokens, 0 for all text."""
         ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         for token_id in (self.config.vision_start_token_id, self.config.image_token_id, self.config.video_token_id):
             embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
@@ -703,7 +707,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """The pixels and grids of the pictures after the first `cached` tokens, `None` where there are none."""
         torn = [picture for picture in pictures if picture.start < cached < picture.start + picture.size]
         if torn:
-            raise ValueError(f"the kept cache of {cached} tokens ends within a picture; crop it to the picture's start")
+            raise ValueError(
+                f"the kept cache of {cached} tokens ends within a picture; crop it to the picture's start"
+            )
         new = dict.fromkeys(PICTURE_INPUTS)
         for modality, pixels, grids in (
             (IMAGE, "pixel_values", "image_grid_thw"),
@@ -766,7 +772,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError("safety_threshold ends flagged answers with eos_token_id, but none is set: pass one")
 
     def _generation_setting(self, name, generation_config, kwargs):
-        sources = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+        sources = (
+            kwargs.get(name),
+            getattr(generation_config, name, None),
+            getattr(self.generation_config, name, None),
+        )
         return next((value for value in sources if value is not None), None)
 
     def _note_gradient(self, gradient):
@@ -812,7 +822,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         self._unloaded = {name for name in self._unloaded if prefix + name not in state_dict}
 
     def save_pretrained(self, *args, **kwargs):
-        """As the library's; weights that must not judge are saved with the reason, and refuse where they are loaded."""
+        """As the library's; weights that must not judge are saved with the reason, and refuse when loaded again."""
         self.config.safety_refusal = self._refusal()
         return super().save_pretrained(*args, **kwargs)
 

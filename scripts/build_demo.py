@@ -196,7 +196,8 @@ def build_processor():
         additional_special_tokens=SPECIAL_TOKENS[1:],
         model_max_length=2048,
     )
-    pixels = {"shortest_edge": IMAGE_SIDE**2, "longest_edge": IMAGE_SIDE**2}
+    # Some room around 112 x 112 = 12544: the library's rounding would make 84 x 84 of a square of 300.
+    pixels = {"shortest_edge": 12000, "longest_edge": 13000}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2, temporal_patch_size=2),
         tokenizer=tokenizer,
@@ -509,6 +510,11 @@ def save(model, processor, out):
     # transformers 5.x keeps all in processor_config.json; 4.x reads a file for each part.
     processor.image_processor.to_json_file(out / "preprocessor_config.json")
     processor.video_processor.to_json_file(out / "video_preprocessor_config.json")
+    # 4.x takes no list under the name that 5.x writes; both know the older name.
+    tokenizer_config = json.loads((out / "tokenizer_config.json").read_text())
+    if "extra_special_tokens" in tokenizer_config:
+        tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
+    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     for file, name in STUBS.items():
         module = file.removesuffix(".py")
         (out / file).write_text(

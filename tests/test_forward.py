@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import IMAGE, VIDEO, VERSION_4, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
+from tiny import IMAGE, VERSION_4, VIDEO, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
 from torch.testing import assert_close
 
 

@@ -115,7 +115,9 @@ def test_embeddings_in_place_of_ids_give_the_same_tokens_and_verdict(model):
 @pytest.fixture
 def mild(state_dict):
     """A guard whose probabilities lie well within 0 and 1."""
-    return build_guarded({**state_dict, "img_safety_head.mlp.3.weight": state_dict["img_safety_head.mlp.3.weight"] / 4})
+    return build_guarded(
+        {**state_dict, "img_safety_head.mlp.3.weight": state_dict["img_safety_head.mlp.3.weight"] / 4}
+    )
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "beams", "sampling, three returned"])

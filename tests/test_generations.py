@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge_folder import judge_and_answer
+from judge_folder import inputs_from_picture, judge_and_answer
 from safetensors.torch import load_file, save_file
 from tiny import IMAGE, ROOT, TEXT_CONFIG, VERSION_4, VIDEO, Pic, batch, build_guarded, write_released_folder
 from torch.testing import assert_close
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.pictograms import draw
 
 
 # The videos stand last: stock 4.57 and 5.x number the tokens after a clip differently.
@@ -32,12 +33,14 @@ def other_python():
 
 
 def on_the_other_generation(other_python, folder, inputs, tmp_path):
-    save_file(inputs, tmp_path / "inputs.safetensors")
+    if isinstance(inputs, dict):
+        save_file(inputs, tmp_path / "inputs.safetensors")
+        inputs = tmp_path / "inputs.safetensors"
     script = Path(__file__).with_name("judge_folder.py")
-    names = ("inputs.safetensors", "outputs.safetensors", "saved_by_the_other")
-    command = [other_python, script, folder, *(tmp_path / name for name in names)]
+    command = [other_python, script, folder, inputs, tmp_path / "outputs.safetensors", tmp_path / "saved_by_the_other"]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     results = load_file(tmp_path / "outputs.safetensors")
     assert results.pop("version") == (5 if VERSION_4 else 4)
     return results
@@ -81,3 +84,14 @@ def test_both_generations_agree(tmp_path, other_python, state_dict, model, layou
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved_by_the_other", dtype="auto")
     types = {} if VERSION_4 else {"mm_token_type_ids": types_of(inputs["input_ids"])}
     assert torch.equal(plain(**{**inputs, **types}).logits, model(**inputs).logits)
+
+
+def test_both_generations_agree_about_a_picture_file_from_pixels_to_answer(tmp_path, other_python):
+    picture = tmp_path / "picture.png"
+    draw("suicide", 2_000_000, size=300).save(picture)
+    _, here = judge_and_answer(DEMO_CHECKPOINT, inputs_from_picture(DEMO_CHECKPOINT, picture))
+    there = on_the_other_generation(other_python, DEMO_CHECKPOINT, picture, tmp_path)
+    assert torch.equal(there["input_ids"], here["input_ids"])
+    assert_close(there["pixel_values"], here["pixel_values"], atol=1e-6, rtol=0)
+    assert_close(there["probs"], here["probs"], atol=1e-5, rtol=0)
+    assert torch.equal(there["tokens"], here["tokens"])
