@@ -662,13 +662,16 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Returns:
             [`Prefill`], or `None` if the library needs no help and no verdict is asked for.
         """
-        input_ids, inputs_embeds = kwargs.get("input_ids", inputs), kwargs.get("inputs_embeds")
+        input_ids, inputs_embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        input_ids = inputs if input_ids is None else input_ids
         if input_ids is not None and input_ids.shape[1] > 0:
             picture_ids = input_ids
         elif inputs_embeds is not None:
             picture_ids = self._placeholder_ids(inputs_embeds)
+        elif judge:
+            raise ValueError("a verdict needs a prompt: pass input_ids or inputs_embeds")
         else:
-            raise ValueError("generate needs input_ids or inputs_embeds, got neither")
+            return None
         prefill = Prefill(judge, batch_size=picture_ids.shape[0])
         cache = kwargs.get("past_key_values")
         cached = 0 if cache is None else int(cache.get_seq_length())

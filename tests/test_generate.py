@@ -1,10 +1,11 @@
 """`generate` says what stock Qwen2.5-VL says, to the token, and returns the verdict of its own prefill."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny import EOS, PAD, Pic, batch, build_guarded, for_stock
+from tiny import EOS, PAD, VERSION_4, Pic, batch, build_guarded, for_stock
 from torch.testing import assert_close
 
 
@@ -92,6 +93,12 @@ def test_without_a_dictionary_the_tokens_come_alone(model, stock):
     expected = stock.generate(**for_stock(inputs), max_new_tokens=5, do_sample=False)
     assert torch.equal(model.generate(**inputs, do_safety=True, max_new_tokens=5, do_sample=False), expected)
     assert torch.equal(model.generate(inputs.pop("input_ids"), **inputs, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_a_prompt_is_needed_for_a_verdict_only(model, stock):
+    assert torch.equal(model.generate(max_new_tokens=3), stock.generate(max_new_tokens=3))
+    with pytest.raises(ValueError, match="a verdict needs a prompt"):
+        model.generate(max_new_tokens=3, do_safety=True)
 
 
 def test_embeddings_in_place_of_ids_give_the_same_tokens_and_verdict(model):
@@ -278,3 +285,15 @@ def test_threads_that_generate_at_once_get_their_own_verdicts(model):
             assert torch.equal(output.sequences, wanted.sequences)
     distinct = torch.cat([output.img_safety_probs for output in expected])
     assert torch.pdist(distinct).min() > 1e-3
+
+
+def test_threads_with_prompts_of_different_shapes_get_their_own_verdicts(model):
+    """Their texts too on 5.x; on 4.x the library keeps rope_deltas on the module, which can mix those."""
+    prompts = [batch([5, Pic(4, 4, seed=1), 7]), batch([5, Pic(8, 6, seed=2), 9, Pic(4, 4, seed=3), 9, 9, 9])]
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **WITH_VERDICT}
+    expected = [model.generate(**inputs, **settings) for inputs in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda index: (index, model.generate(**prompts[index], **settings)), [0, 1] * 8))
+    for index, output in outputs:
+        assert torch.equal(output.img_safety_probs, expected[index].img_safety_probs)
+        assert VERSION_4 or torch.equal(output.sequences, expected[index].sequences)

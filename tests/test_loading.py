@@ -157,6 +157,13 @@ def test_the_same_folder_loads_as_plain_qwen(tmp_path, state_dict, model, stock,
     assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)) is Qwen2_5_VLConfig
 
 
+def test_an_auto_class_builds_the_model_from_a_config(tmp_path, state_dict):
+    config = AutoConfig.from_pretrained(write_released_folder(tmp_path, state_dict), trust_remote_code=True)
+    built = AutoModelForImageTextToText.from_config(config, trust_remote_code=True).eval()
+    assert set(built.state_dict()) == set(state_dict)
+    assert_refuses(built, "neither loaded nor trained")
+
+
 def test_importing_the_package_does_not_shadow_plain_qwen():
     assert AutoConfig.for_model("qwen2_5_vl").__class__ is Qwen2_5_VLConfig
 
