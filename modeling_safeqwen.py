@@ -319,7 +319,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             token_types = self._token_types(picture_ids)  # (batch, sequence)
         if judge:
             if not mm_encoder_outputs:  # else transformers has encoded the pictures, after `generate` located them
-                self._locate_pictures(token_types, attention_mask, image_grid_thw, video_grid_thw)
+                self._locate_pictures(
+                    token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+                )
             num_picture_tokens = token_types.gt(TEXT).sum(dim=1).tolist()
             if safety_labels is not None:
                 self._check_labels(safety_labels, num_picture_tokens)
@@ -506,7 +508,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         self._refuse_unless_ready(allow_training=False)
         picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
         token_types = self._token_types(picture_ids)
-        pictures = self._locate_pictures(token_types, attention_mask, image_grid_thw, video_grid_thw)
+        pictures = self._locate_pictures(
+            token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+        )
         if not pictures:
             return SafeQwen2_5_VLVerdict()
 
@@ -613,7 +617,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             **({"mm_token_type_ids": self._token_types(input_ids)} if TAKES_TOKEN_TYPES else {}),
         )
 
-    def _locate_pictures(self, token_types, attention_mask, image_grid_thw, video_grid_thw):
+    def _locate_pictures(
+        self, token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+    ):
         """
         Finds each picture's tokens, and refuses batches in which tokens and pictures do not fit together.
 
@@ -621,16 +627,22 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             `list[Picture]`: in the order of the prompts.
 
         Raises:
-            ValueError: if the number of placeholder tokens is not what the grids ask for, if a picture's placeholders
-                are torn apart, or if `attention_mask` hides them.
+            ValueError: if the number of pixels or of placeholder tokens is not what the grids ask for, if a picture's
+                placeholders are torn apart, or if `attention_mask` hides them.
         """
         pictures = []
-        for modality, grids, token, field in (
-            (IMAGE, image_grid_thw, "<|image_pad|>", "image_grid_thw"),
-            (VIDEO, video_grid_thw, "<|video_pad|>", "video_grid_thw"),
+        for modality, pixels, grids, token, field in (
+            (IMAGE, pixel_values, image_grid_thw, "<|image_pad|>", "image_grid_thw"),
+            (VIDEO, pixel_values_videos, video_grid_thw, "<|video_pad|>", "video_grid_thw"),
         ):
             rows, columns = (index.tolist() for index in token_types.eq(modality).nonzero(as_tuple=True))
             grids = [] if grids is None else grids.tolist()  # (frames, rows, columns) in patches before merging
+            num_patches = 0 if pixels is None else pixels.shape[0]
+            if num_patches != sum(math.prod(grid) for grid in grids):
+                raise ValueError(
+                    f"the pixels hold {num_patches} patches, but {field} {grids} asks for "
+                    f"{sum(math.prod(grid) for grid in grids)}: pass both as the processor returned them"
+                )
             merge = self.config.vision_config.spatial_merge_size
             shapes = [(frames, height // merge, width // merge) for frames, height, width in grids]
             sizes = [math.prod(shape) for shape in shapes]
@@ -684,22 +696,29 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             return None
         if kwargs.get("mm_encoder_outputs"):
             return prefill  # encoded by the caller: forward compares their number with the placeholders
+        attention_mask, length = kwargs.get("attention_mask"), token_types.shape[1]
+        whole = length > cached and (attention_mask is None or attention_mask.shape[1] == length)
+        if cached and (has_pictures or judge) and not whole:
+            raise ValueError(
+                f"past_key_values holds {cached} tokens, so input_ids must hold the whole conversation, these and the "
+                f"new ones, and attention_mask cover it; got {length} ids: without them no picture can be placed"
+            )
         if cached and not has_pictures:
             if judge and bool(token_types[:, cached:].any()):
                 raise ValueError("the new tokens hold picture placeholders, but no pixel_values came with them")
             return prefill
-        attention_mask = kwargs.get("attention_mask")
-        pictures = self._locate_pictures(
-            token_types, attention_mask, kwargs.get("image_grid_thw"), kwargs.get("video_grid_thw")
-        )
+        *located, second_per_grid_ts = (kwargs.get(key) for key in PICTURE_INPUTS)
+        pictures = self._locate_pictures(token_types, attention_mask, *located)
         if not misplaced:
             return prefill
-        grids = [kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
+        _, image_grid_thw, _, video_grid_thw = located
         if POSITIONS_IN_GENERATE:
             context = {key: kwargs.get(key) for key in ("attention_mask", "mm_token_type_ids", *PICTURE_INPUTS)}
             kwargs["position_ids"] = self._prepare_position_ids_for_generation(picture_ids, context)
         else:
-            prefill.position_ids, prefill.rope_deltas = self._rope_index(picture_ids, attention_mask, *grids)
+            prefill.position_ids, prefill.rope_deltas = self._rope_index(
+                picture_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
+            )
         if cached:
             prefill.pictures = self._new_pictures(pictures, cached, kwargs)
             for key in PICTURE_INPUTS:

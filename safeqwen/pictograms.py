@@ -877,9 +877,9 @@ def _hsv(hue, saturation, value):
 
 
 def _palette(rng):
-    """Returns role -> RGB. The ground is light three times in four; ink is always its opposite."""
+    """Returns role -> RGB. The ground is light four times in five; ink is always its opposite."""
     hue, ground_hue = rng.random(), rng.random()
-    light = rng.random() < 0.75
+    light = rng.random() < 0.8
     return {
         "ground": _hsv(ground_hue, rng.uniform(0, 0.3), rng.uniform(0.82, 1) if light else rng.uniform(0.12, 0.3)),
         "paper": _hsv(ground_hue, 0.05, 0.98) if light else _hsv(ground_hue, 0.3, 0.2),
@@ -1036,8 +1036,8 @@ def draw(category, seed, size=224, line_style=None, background=None):
     PICTOGRAMS[category][name](pen)
     colours = _palette(rng)
     side = 2 * size  # drawn twice as large and reduced: Pillow's lines are not antialiased
-    reach = side * rng.uniform(0.3, 0.48)  # half the drawing's extent
-    stretch, turn = rng.uniform(0.85, 1), math.radians(rng.uniform(-20, 20))
+    reach = side * rng.uniform(0.38, 0.48)  # half the drawing's extent
+    stretch, turn = rng.uniform(0.85, 1), math.radians(rng.uniform(-12, 12))
     c, s = math.cos(turn), math.sin(turn)
     turned = [[(x * stretch * c - y * s, x * stretch * s + y * c) for x, y in shape.points] for shape in pen.shapes]
     xs, ys = zip(*[point for points in turned for point in points])

@@ -204,12 +204,28 @@ def spoil(inputs, **changes):
     ("changes", "message"),
     [
         ({"pixel_values": None, "image_grid_thw": None}, "hold 10 .* tokens, but the 0 pictures"),
-        ({"image_grid_thw": torch.tensor([[1, 4, 6]])}, "hold 10 .* tokens, but the 1 pictures .* need 6"),
+        ({"pixel_values": None}, "pixels hold 0 patches, but image_grid_thw .* asks for 40"),
+        ({"pixel_values": torch.zeros(24, 1176)}, "pixels hold 24 patches, but image_grid_thw .* asks for 40"),
+        (
+            {"pixel_values": torch.zeros(24, 1176), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+            "hold 10 .* tokens, but the 1 pictures .* need 6",
+        ),
         ({"image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]])}, "torn apart"),
-        ({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])}, "need 14"),
+        (
+            {"pixel_values": torch.zeros(56, 1176), "image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])},
+            "need 14",
+        ),
         ({"attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 10])}, "hide part of a picture"),
     ],
-    ids=["no pictures", "one picture less", "swapped pictures", "one picture more", "masked picture"],
+    ids=[
+        "no pictures",
+        "grids without pixels",
+        "too few pixels",
+        "one picture less",
+        "swapped pictures",
+        "one picture more",
+        "masked picture",
+    ],
 )
 def test_pictures_that_do_not_fit_their_placeholders_are_refused(model, method, changes, message):
     inputs = spoil(batch([5, CAT, 7, DOG]), **changes)

@@ -253,6 +253,17 @@ def test_a_turn_with_placeholders_but_no_pixels_is_refused(model):
         model.generate(**inputs, past_key_values=cache, do_safety=True, max_new_tokens=2)
 
 
+def test_a_turn_that_leaves_out_the_old_tokens_is_refused(model):
+    settings = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "do_safety": True}
+    cache = model.generate(**batch([5, CAT, 7]), **settings).past_key_values
+    new = batch([8, SUN, *range(20, 40)])
+    with pytest.raises(ValueError, match="must hold the whole conversation"):
+        model.generate(**batch([8, SUN]), past_key_values=cache, **settings)
+    new["attention_mask"] = torch.ones(1, cache.get_seq_length() + new["input_ids"].shape[1], dtype=torch.long)
+    with pytest.raises(ValueError, match="must hold the whole conversation"):
+        model.generate(**new, past_key_values=cache, **settings)
+
+
 def test_a_turn_that_leaves_out_the_old_pictures_is_refused(model):
     settings = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
     turn_1 = model.generate(**batch([5, CAT, 7]), **settings)
