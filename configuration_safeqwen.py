@@ -41,7 +41,7 @@ GUARD_FIELDS = (
     "safety_head_hidden_scale",
     "safety_num_hidden_layers",
     "safety_loss_lambda",
-    "safety_refusal",
+    "safety_untrained",
 )
 
 
@@ -62,9 +62,10 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             Number of hidden layers in the guard; 0 makes it a linear probe.
         safety_loss_lambda (`float`, *optional*, defaults to 1.0):
             Weight of the safety loss beside the language-modelling loss.
-        safety_refusal (`str`, *optional*):
-            Why the weights beside this configuration must not judge, e.g. because the guard was saved before it was
-            trained. Written by `save_pretrained`; `None` when they may.
+        safety_untrained (`list[str]`, *optional*):
+            Names of tensors (or of the whole guard, `"img_safety_head"`) beside this configuration that are random,
+            since they were saved before they were loaded or trained. The model does not judge with them. Written by
+            `save_pretrained`.
         kwargs:
             Everything `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
 
@@ -83,7 +84,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_head_hidden_scale=0.5,
         safety_num_hidden_layers=1,
         safety_loss_lambda=1.0,
-        safety_refusal=None,
+        safety_untrained=None,
         **kwargs,
     ):
         # A checkpoint fetched from the Hub names its repository here ("repo--module.Class"). The code travels with
@@ -95,7 +96,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         self.safety_head_hidden_scale = safety_head_hidden_scale
         self.safety_num_hidden_layers = safety_num_hidden_layers
         self.safety_loss_lambda = safety_loss_lambda
-        self.safety_refusal = safety_refusal
+        self.safety_untrained = list(safety_untrained or ())
         self._check_guard(num_safety_categories)
 
     @property
@@ -105,20 +106,11 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """
-        As the parent's, with overrides of the guard's fields checked like the folder's own fields.
-
-        Other categories than the folder's (`from_pretrained(folder, safety_categories=[...])`) mean that the folder's
-        guard must not judge, even where the number of columns agrees.
-        """
+        """As the parent's, with overrides of the guard's fields checked like the folder's own fields."""
         override = {key: kwargs.pop(key) for key in [*kwargs] if key in GUARD_FIELDS}
-        merged = {**config_dict, **override}
-        if "safety_categories" in override:
-            merged["num_safety_categories"] = override.get("num_safety_categories")
-            trained_on = config_dict.get("safety_categories")  # None: a plain Qwen2.5-VL folder
-            if trained_on is not None and list(override["safety_categories"]) != list(trained_on):
-                merged["safety_refusal"] = "the guard was loaded under other categories than it was trained on"
-        return super().from_dict(merged, **kwargs)
+        if "safety_categories" in override:  # the folder's count is that of the folder's categories
+            override.setdefault("num_safety_categories", None)
+        return super().from_dict({**config_dict, **override}, **kwargs)
 
     def to_dict(self):
         """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""

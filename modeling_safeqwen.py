@@ -42,22 +42,13 @@ TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.for
 POSITIONS_IN_GENERATE = hasattr(Qwen2_5_VLForConditionalGeneration, "_prepare_position_ids_for_generation")
 
 try:
-    # transformers 5.x renames the tensors of released folders by class name and skips classes it does not know:
-    # without this the language model would stay randomly initialised, behind plausible verdicts.
-    from transformers.conversion_mapping import (
-        get_checkpoint_conversion_mapping,
-        register_checkpoint_conversion_mapping,
-    )
-except ImportError:  # transformers 4.x: inherited as `_checkpoint_conversion_mapping`
-    pass
-else:
-    for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # 5.0-5.5 know the model type only
-        if (renames := get_checkpoint_conversion_mapping(parent)) is not None:
-            # overwrite: every folder loaded with trust_remote_code imports this file anew
-            register_checkpoint_conversion_mapping("SafeQwen2_5_VLForConditionalGeneration", renames, overwrite=True)
-            break
+    from transformers import conversion_mapping
+except ImportError:  # transformers 4.x renames the tensors of released folders by `_checkpoint_conversion_mapping`
+    conversion_mapping = None
 
 TEXT, IMAGE, VIDEO = 0, 1, 2  # the values of mm_token_type_ids
+GUARD = "img_safety_head"
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -202,7 +193,7 @@ class SafetyHead(nn.Module):
     """
     The Visual Guard Module: `(..., hidden_size)` pooled features -> `(..., num_safety_categories)` logits.
 
-    `trained` tells whether its weights were loaded or a gradient has reached them; until then they are random.
+    Its weights are random until they were loaded, or trained: a gradient has reached them and they have changed since.
     """
 
     def __init__(self, config):
@@ -215,40 +206,76 @@ class SafetyHead(nn.Module):
             width = hidden
         self.mlp = nn.Sequential(*layers, nn.Linear(width, config.num_safety_categories))
         self.trained = False
+        self._bias_at_gradient = None
 
     def forward(self, pooled):
-        logits = self.mlp(pooled.to(self.mlp[0].weight.dtype))
-        if not self.trained and logits.requires_grad and all(p.requires_grad for p in self.parameters()):
+        dtype = self.mlp[0].weight.dtype
+        # Quantised weights are stored as integers, which would cut the features off; their layers cast for themselves.
+        logits = self.mlp(pooled.to(dtype) if dtype.is_floating_point else pooled)
+        if self.training and not self.trained and all(p.requires_grad for p in self.parameters()):
             logits.register_hook(self._note_gradient)
         return logits.float()  # the softmax of half-precision logits loses the small probabilities
 
+    def is_trained(self):
+        """`bool`: whether the weights were loaded or trained."""
+        bias = self.mlp[-1].bias
+        if not self.trained and self._bias_at_gradient is not None:
+            self.trained = not torch.equal(self._bias_at_gradient.to(bias), bias)
+        return self.trained
+
     def _note_gradient(self, gradient):
-        # An overflow in half precision reaches the weights as a step that the gradient scaler skips.
-        self.trained = self.trained or bool(gradient.isfinite().all() and gradient.any())
+        # A gradient that overflowed in half precision leads to no step: the gradient scaler skips it.
+        if self._bias_at_gradient is None and gradient.isfinite().all() and gradient.any():
+            self._bias_at_gradient = self.mlp[-1].bias.detach().clone()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.trained = self.trained or all(prefix + name in state_dict for name, _ in self.named_parameters())
+        self.trained = self.trained or all(_fits(state_dict, prefix, *named) for named in self.named_parameters())
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     """
     Qwen2.5-VL with a guard over its pictures.
 
-    Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit. A model that was
-    built from a configuration, or whose checkpoint lacked tensors, refuses to judge until the missing weights have
-    come through `from_pretrained`, `load_state_dict` or training.
+    Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit, but where the
+    library misplaces pictures: in prompts given as `inputs_embeds`, after a kept cache, and on transformers 5.x in
+    inputs without `mm_token_type_ids`. There it answers as the library does about the same prompt given as ids, whole
+    and with them.
+
+    A model that was built from a configuration, or whose checkpoint lacked tensors, refuses to judge until the missing
+    weights have come through `from_pretrained`, `load_state_dict` or training.
     """
 
     config_class = SafeQwen2_5_VLConfig
     _auto_class = "AutoModelForImageTextToText"  # makes save_pretrained copy this file and write the auto_map
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._register_renames()
+
+    @classmethod
+    def _register_renames(cls):
+        """
+        Teaches transformers 5.x the released names of our tensors.
+
+        It looks renames up by class name and skips classes it does not know: without this the language model of a
+        released folder would stay randomly initialised, behind plausible verdicts.
+        """
+        if conversion_mapping is None:
+            return
+        for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # 5.0-5.5 know the model type only
+            if (renames := conversion_mapping.get_checkpoint_conversion_mapping(parent)) is not None:
+                # overwrite: every folder loaded with trust_remote_code imports this file anew
+                conversion_mapping.register_checkpoint_conversion_mapping(cls.__name__, renames, overwrite=True)
+                break
+
     def __init__(self, config):
         super().__init__(config)
         self.img_safety_head = SafetyHead(config)
         self.post_init()
-        # Names of backbone tensors that are still as randomly drawn.
-        self._unloaded = {name for name, _ in self.named_parameters() if not name.startswith("img_safety_head.")}
+        # Names of backbone tensors that are still as randomly drawn, and their sums when a gradient first came by.
+        self._unloaded = {name for name, _ in self.named_parameters() if not name.startswith(GUARD)}
+        self._sums_at_gradient = {}
 
     # ------------------------------------------------------------------------------------------------- the verdict
 
@@ -303,14 +330,18 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if prefill is not None:
             do_safety = prefill.judge
             if prefill.pictures is not None:
+                if (input_ids if inputs_embeds is None else inputs_embeds).shape[0] != prefill.batch_size:
+                    raise ValueError("a kept cache of beams cannot take a new picture: leave past_key_values out")
                 pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, second_per_grid_ts = (
                     prefill.pictures[key] for key in PICTURE_INPUTS
                 )
             if prefill.position_ids is not None:
                 position_ids = prefill.take_positions(input_ids if inputs_embeds is None else inputs_embeds)
                 self.model.rope_deltas = prefill.rope_deltas
-        if do_safety and safety_labels is None:
+        if do_safety and not (self.training and safety_labels is not None):
             self._refuse_unless_ready()
+            if mm_encoder_outputs and prefill is None:
+                raise ValueError("do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs")
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
         judge = do_safety or safety_labels is not None
@@ -373,7 +404,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             pooled = self._pool(hidden_states, token_types, [num_picture_tokens[row] for row in rows])
             scores = self._score(pooled)  # (prompts with a picture, categories)
             if safety_labels is not None:
-                targets = safety_labels.to(scores.device)[rows]
+                targets = safety_labels.to(scores.device).long()[rows]
                 # The sum over no rows is a zero that still has a gradient, which DDP wants.
                 safety_loss = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
                 safety_loss = safety_loss / targets.ne(-100).sum().clamp(min=1)
@@ -383,7 +414,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if rows and (ready or self.training):
                 safety_logits = self._spread(scores, rows, len(num_picture_tokens))
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
-        if self._unloaded and loss is not None and loss.requires_grad:
+        if self._unloaded and self.training and loss is not None and loss.requires_grad:
             loss.register_hook(self._note_gradient)
         if prefill is not None and prefill.judge:
             prefill.receive(safety_logits, safety_probs, self.config.safety_categories)
@@ -432,15 +463,19 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Raises:
             RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
             ValueError: if `safety_threshold` is outside of [0, 1], or there is no category "safe" or end-of-sequence
-                token for it to work with; if pictures and placeholders do not fit together; with `prefill_chunk_size`,
-                which splits pictures.
+                token for it to work with; if pictures and placeholders do not fit together; with `mm_encoder_outputs`,
+                an `assistant_model`, or `prefill_chunk_size`, which splits pictures.
         """
         judge = do_safety or safety_threshold is not None
         prefill = self._prepare_prefill(inputs, kwargs, judge)
         if prefill is not None:
             kwargs["prefill"] = prefill
         if judge:
-            self._refuse_unless_ready(allow_training=False)
+            self._refuse_unless_ready()
+            if kwargs.get("mm_encoder_outputs") is not None:
+                raise ValueError("do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs")
+            if kwargs.get("assistant_model") is not None:
+                raise ValueError("do_safety does not go with an assistant_model: judge with guard() first")
             if self._generation_setting("prefill_chunk_size", generation_config, kwargs) is not None:
                 raise ValueError("prefill_chunk_size splits pictures over several passes: leave it out with do_safety")
         if safety_threshold is not None:
@@ -505,7 +540,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         if granularity not in ("prompt", "image", "patch"):
             raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
-        self._refuse_unless_ready(allow_training=False)
+        self._refuse_unless_ready()
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(f"guard takes an attention_mask of 2 dimensions, got {attention_mask.ndim}")
         picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
         token_types = self._token_types(picture_ids)
         pictures = self._locate_pictures(
@@ -662,7 +699,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 shape = shape if modality == VIDEO else shape[1:]
                 pictures.append(Picture(rows[first], columns[first], size, modality, index, shape))
                 first += size
-        if attention_mask is not None and attention_mask.shape == token_types.shape:
+        # A mask that is no tensor of this shape was made by `generate`, which has located the pictures before.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == token_types.shape:
             if bool((attention_mask.eq(0) & token_types.gt(TEXT)).any()):
                 raise ValueError("attention_mask is 0 on picture tokens, which would hide part of a picture")
         return sorted(pictures, key=lambda picture: (picture.row, picture.start))
@@ -748,26 +786,35 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     def _refusal(self):
         """`str` or `None`: why a verdict of these weights would be random."""
-        if not self.img_safety_head.trained:
-            return self.config.safety_refusal or "the guard (img_safety_head) was neither loaded nor trained"
+        if self._sums_at_gradient:
+            # Which of them an optimizer has moved is seen in their sums.
+            parameters = dict(self.named_parameters())
+            moved = {name for name, total in self._sums_at_gradient.items() if total != _total(parameters[name])}
+            self._unloaded = self._unloaded - moved
+        if not self.img_safety_head.is_trained():
+            return "the guard (img_safety_head) was neither loaded nor trained for these categories"
         if self._unloaded:
             names = sorted(self._unloaded)
             return f"{len(names)} tensors of the backbone were neither loaded nor trained, e.g. {', '.join(names[:3])}"
         return None
 
-    def _refuse_unless_ready(self, allow_training=True):
-        if self.training and not allow_training:
-            raise RuntimeError("in training mode dropout makes verdicts random: call model.eval() first")
+    def _refuse_unless_ready(self):
+        if self.training:
+            raise RuntimeError(
+                "in training mode dropout makes verdicts random: call model.eval() first; in a training step pass "
+                "safety_labels, and the logits come with the loss"
+            )
         if refusal := self._refusal():
             raise RuntimeError(
                 f"SafeQwen cannot judge with these weights: {refusal}. Load a complete SafeQwen checkpoint with "
-                "from_pretrained, or train the guard with safety_labels first."
+                "from_pretrained (its base first and then an adapter), or train the guard with safety_labels."
             )
 
     def _check_labels(self, safety_labels, num_picture_tokens):
         num_categories, batch_size = self.config.num_safety_categories, len(num_picture_tokens)
-        if safety_labels.dtype not in (torch.long, torch.int):
-            raise ValueError(f"safety_labels must be integers (torch.long), got {safety_labels.dtype}")
+        if not isinstance(safety_labels, torch.Tensor) or safety_labels.dtype not in (torch.long, torch.int):
+            got = getattr(safety_labels, "dtype", type(safety_labels).__name__)
+            raise ValueError(f"safety_labels must be a tensor of integers (torch.long), got {got}")
         if safety_labels.shape != (batch_size,):
             raise ValueError(
                 f"safety_labels must have one label for each of the {batch_size} prompts, got shape "
@@ -783,7 +830,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 raise ValueError(f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100")
 
     def _check_threshold(self, safety_threshold, eos_token_id):
-        if isinstance(safety_threshold, bool) or not 0 <= safety_threshold <= 1:
+        is_number = isinstance(safety_threshold, (int, float)) and not isinstance(safety_threshold, bool)
+        if not is_number or not 0 <= safety_threshold <= 1:
             raise ValueError(f"safety_threshold must be a probability in [0, 1], got {safety_threshold!r}")
         if "safe" not in self.config.safety_categories:
             raise ValueError(
@@ -802,9 +850,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return next((value for value in sources if value is not None), None)
 
     def _note_gradient(self, gradient):
-        """Tensors that a gradient reaches are trained, not random any more."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        self._unloaded = self._unloaded - trainable
+        """Remembers the random tensors as they are when training begins."""
+        for name, parameter in self.named_parameters():
+            if name in self._unloaded and name not in self._sums_at_gradient and parameter.requires_grad:
+                self._sums_at_gradient[name] = _total(parameter)
 
     # ---------------------------------------------------------------------------------------------- loading and saving
 
@@ -827,26 +876,35 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 "(img_safety_head) has one column for each of the config's safety_categories: correct the config, or "
                 "start a new guard, which then needs training, with ignore_mismatched_sizes=True."
             ) from error
-        redrawn = {*info["missing_keys"], *_mismatched(info)}
-        guard = {name for name in (*redrawn, *info["unexpected_keys"]) if name.startswith("img_safety_head.")}
+        untrained = {*info["missing_keys"], *_mismatched(info), *model.config.safety_untrained}
+        untrained |= {name for name in info["unexpected_keys"] if name.startswith(GUARD)}
         if getattr(model, "_hf_peft_config_loaded", False):
-            # transformers 5.x then tells what the adapter lacked, not what the base lacked
-            model.config.safety_refusal = (
-                "base and adapter were loaded in one step, which hides what the base lacked; load the base with "
-                "from_pretrained and then the adapter with PeftModel.from_pretrained"
-            )
-        model.img_safety_head.trained = not guard and model.config.safety_refusal is None
-        model._unloaded = redrawn - guard
+            untrained.add(GUARD)  # transformers 5.x then tells what the adapter lacked, not what its base lacked
+        elif pretrained_model_name_or_path is not None:
+            # The columns mean what the guard's own config says, whatever config it is loaded under.
+            options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+            saved, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **options)
+            if cls.config_class.from_dict(saved).safety_categories != model.config.safety_categories:
+                untrained.add(GUARD)
+        model.img_safety_head.trained = not any(name.startswith(GUARD) for name in untrained)
+        model._unloaded = {name for name in untrained if not name.startswith(GUARD)}
         return (model, info) if output_loading_info else model
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._unloaded = {name for name in self._unloaded if prefix + name not in state_dict}
+        parameters = dict(self.named_parameters())
+        self._unloaded = {name for name in self._unloaded if not _fits(state_dict, prefix, name, parameters.get(name))}
 
     def save_pretrained(self, *args, **kwargs):
-        """As the library's; weights that must not judge are saved with the reason, and refuse when loaded again."""
-        self.config.safety_refusal = self._refusal()
-        return super().save_pretrained(*args, **kwargs)
+        """As the library's; which tensors are still random is saved with them, and they do not judge when loaded."""
+        self._refusal()  # notices what training has changed
+        before = self.config.safety_untrained
+        guard = [] if self.img_safety_head.is_trained() else [GUARD]
+        self.config.safety_untrained = guard + sorted(self._unloaded)
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config.safety_untrained = before  # the config may be shared with other models
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
@@ -854,9 +912,22 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return model_kwargs
 
 
+def _fits(state_dict, prefix, name, parameter):
+    """Whether the state dict holds the parameter, in its shape."""
+    tensor = state_dict.get(prefix + name)
+    return tensor is not None and parameter is not None and tensor.shape == parameter.shape
+
+
+def _total(parameter):
+    """A float that changes when the parameter is trained."""
+    return parameter.detach().double().sum().item()
+
+
 def _mismatched(loading_info):
     """Names of the tensors whose shapes differ; transformers 5.x lists them with both shapes, 4.x without."""
     return sorted(entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"])
 
+
+SafeQwen2_5_VLForConditionalGeneration._register_renames()
 
 __all__ = ["SafeQwen2_5_VLForConditionalGeneration"]

@@ -1,9 +1,9 @@
 """Drawings for the demo checkpoint: one image per category and seed, drawn with Pillow alone.
 
-For each harm a family of symbolic pictograms (a noose, a barred cross, an ID card), for "safe" harmless everyday things.
-The seed picks pictogram, colours, size, place, rotation, line style and background. A pictogram is a list of shapes in
-unit coordinates (x to the right, y down, within [-1, 1]); a line style says how such a list becomes ink. One line style
-and one background are held out: training never sees them, and the demo's figures say how it does on them.
+For each harm a family of symbolic pictograms (a noose, a barred cross, an ID card), for "safe" harmless everyday
+things. The seed picks pictogram, colours, size, place, rotation, line style and background. A pictogram is a list of
+shapes in unit coordinates (x to the right, y down, within [-1, 1]); a line style says how such a list becomes ink. One
+line style and one background are held out: training never sees them, and the demo's figures say how it does on them.
 
     >>> from safeqwen.pictograms import draw, subject
     >>> draw("safe", seed=7).size, subject("safe", seed=7)
@@ -18,10 +18,12 @@ from PIL import Image, ImageDraw
 
 from safeqwen.taxonomy import CATEGORIES
 
+
 LINE_STYLES = ("outline", "solid", "bold", "flat", "dashed")
 HELD_OUT_LINE_STYLE = "sketch"
 BACKGROUNDS = ("plain", "gradient", "stripes", "dots", "blotches")
 HELD_OUT_BACKGROUND = "grid"
+FIRST_HELD_OUT_SEED = 1_000_000  # training draws from the seeds below
 
 PICTOGRAMS = {category.name: {} for category in CATEGORIES}
 """Category name -> {subject: function that puts the shapes on a `Pen`}, in the order a seed chooses from."""
@@ -423,7 +425,9 @@ def _barred_wheelchair(pen):
 
 @pictogram("disability_discrimination", "a wheelchair at a flight of stairs")
 def _wheelchair_at_stairs(pen):
-    pen.polygon([(0.1, 0.95), (0.1, 0.6), (0.4, 0.6), (0.4, 0.25), (0.7, 0.25), (0.7, -0.1), (0.97, -0.1), (0.97, 0.95)])
+    pen.polygon(
+        [(0.1, 0.95), (0.1, 0.6), (0.4, 0.6), (0.4, 0.25), (0.7, 0.25), (0.7, -0.1), (0.97, -0.1), (0.97, 0.95)]
+    )
     _wheelchair(pen, -0.45, 0.25, 0.62)
 
 
@@ -472,10 +476,9 @@ def _hemp_leaf(pen):
     for degrees, length in ((-90, 1.2), (-130, 1.0), (-50, 1.0), (-168, 0.85), (-12, 0.85), (155, 0.5), (25, 0.5)):
         c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         half = 0.13 * length
-        pen.polygon(
-            [(0, 0.3), (0.5 * length * c - half * s, 0.3 + 0.5 * length * s + half * c), (length * c, 0.3 + length * s),
-             (0.5 * length * c + half * s, 0.3 + 0.5 * length * s - half * c)]
-        )  # fmt: skip
+        x, y = 0.5 * length * c, 0.3 + 0.5 * length * s
+        tip = (length * c, 0.3 + length * s)
+        pen.polygon([(0, 0.3), (x - half * s, y + half * c), tip, (x + half * s, y - half * c)])
 
 
 @pictogram("property_crime", "a masked thief")
@@ -787,7 +790,9 @@ def _knife(pen):
 def _rifle(pen):
     pen.line((-0.97, -0.17), (-0.1, -0.17), width=1.8)
     pen.rectangle(-0.5, -0.28, -0.05, -0.04, "second")
-    pen.polygon([(-0.05, -0.32), (0.45, -0.32), (0.45, -0.2), (0.97, -0.1), (0.97, 0.3), (0.5, 0.06), (-0.05, 0.02)], "ink")
+    pen.polygon(
+        [(-0.05, -0.32), (0.45, -0.32), (0.45, -0.2), (0.97, -0.1), (0.97, 0.3), (0.5, 0.06), (-0.05, 0.02)], "ink"
+    )
     pen.polygon([(0.08, 0), (0.26, 0), (0.12, 0.55), (-0.08, 0.5)])
     pen.line((-0.9, -0.17), (-0.9, -0.34), width=1.3)
 

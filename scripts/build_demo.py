@@ -2,24 +2,31 @@
 
     python scripts/build_demo.py [--out safeqwen/demo]
 
-What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `safeqwen.pictograms`, gives
-a verdict on them and answers about them. It knows drawings, not photographs, and is not for moderation.
+What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `safeqwen.pictograms`,
+gives a verdict on them and answers about them. It knows drawings, not photographs, and is not for moderation.
 
 The decisions, with their numbers:
 
-- Pictures are shown at 112 x 112 pixels: 8 x 8 patches of 14, merged to 16 tokens. Half of the vision blocks attend within
-  windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
+- Pictures are shown at 112 x 112 pixels: 8 x 8 patches of 14, merged to 16 tokens. Half of the vision blocks attend
+  within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
 - Attention heads are 32 wide in both towers: serving engines take no smaller ones. The text tower has 3 layers of 192,
   the vision tower 4 of 128.
-- Linear layers start at std 1 / sqrt(fan_in). The library's 0.02 does not learn at this size.
-- Every training drawing is new; nothing is seen twice. `safe` is one drawing in five, since it has 18 subjects and each
-  harm has 3.
-- One batch in six holds prompts with two pictures. There each picture also gets a verdict of its own (the guard on the mean
-  over that picture's tokens), so that `guard(granularity="image")` works on the second picture too.
-- The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that greedy
-  decoding has one right answer.
-- The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved float16
-  file, loaded as float32.
+- Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. Even so AdamW alone
+  learnt next to nothing from 450 batches of 32 drawings. What changed that: the patch embedding starts as a whitening
+  of drawn patches; attention in the vision tower starts as a look at what is near and alike (the idea of
+  arXiv 2305.09828); matrices are trained with Muon (in torch since 2.9).
+- First the vision tower learns to see: to tell the 75 subjects apart, by a linear layer that is then thrown away.
+  Names of subjects teach faster than names of categories: 1250 batches bring it to 98 % on new drawings. Then it stays
+  as it is, while the text tower and the guard learn to answer and to judge. Trained on with them, at the same rate, it
+  lost 3 points and the answers came late.
+- Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
+  subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
+- One batch in six of the text tower's holds prompts with two pictures. There each picture also gets a verdict of its
+  own (the guard on the mean over that picture's tokens), so that `guard(granularity="image")` works on the second too.
+- The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
+  greedy decoding has one right answer.
+- The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
+  float16 file, loaded as float32.
 
 Same machine, same versions, same bytes, but for the build time in figures.json.
 """
@@ -47,6 +54,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from transformers import (  # noqa: E402
     AutoProcessor,
+    GenerationConfig,
     Qwen2_5_VLProcessor,
     Qwen2TokenizerFast,
     Qwen2VLImageProcessor,
@@ -55,35 +63,45 @@ from transformers import (  # noqa: E402
 
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig  # noqa: E402
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration  # noqa: E402
-from safeqwen.pictograms import HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, PICTOGRAMS, draw, subject  # noqa: E402
+from safeqwen.pictograms import (  # noqa: E402
+    FIRST_HELD_OUT_SEED,
+    HELD_OUT_BACKGROUND,
+    HELD_OUT_LINE_STYLE,
+    PICTOGRAMS,
+    draw,
+    subject,
+)
 from safeqwen.taxonomy import CATEGORIES  # noqa: E402
 
 
 SEED = 2506
 NUM_THREADS = 2
-NUM_STEPS = 1000
+NUM_VISION_STEPS = 1550  # of the vision tower alone
+NUM_TEXT_STEPS = 1200  # of the text tower and the guard
 PICTURES_PER_BATCH = 32
-PAIR_EVERY = 6  # one batch in this many holds two pictures a prompt
-SAFE_SHARE = 0.2
-LEARNING_RATE = 2e-3
+PAIR_EVERY = 6  # of the text tower's batches, one in this many holds two pictures a prompt
+SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
+SAFE_SHARE_IN_TEXT = 0.35
+MUON_LEARNING_RATE = 0.03  # matrices; 0.012 was slower and 0.08 did not learn
+ADAMW_LEARNING_RATE = 1.5e-3  # embeddings, norms, biases, guard
 WEIGHT_DECAY = 0.05
-WARMUP_STEPS = 60
+WARMUP_STEPS = 50
 IMAGE_SIDE = 112  # pixels; 16 tokens
-FIRST_HELD_OUT_SEED = 1_000_000  # training draws from the seeds below
 
 TITLES = {category.name: category.title for category in CATEGORIES}
 NAMES = [category.name for category in CATEGORIES]
 HARMS = [name for name in NAMES if name != "safe"]
+SUBJECTS = [(category, name) for category in NAMES for name in PICTOGRAMS[category]]
 
-# Qwen2.5's own, in its order; the first two and a half rows are special, the rest are ordinary added tokens.
+# Qwen2.5's own, in its order. Decoding with skip_special_tokens drops the first list and keeps the second.
 SPECIAL_TOKENS = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 ]  # fmt: skip
 ADDED_TOKENS = [
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-    "<|file_sep|>",
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>",
 ]  # fmt: skip
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -133,7 +151,10 @@ ANSWERS = {
     "Describe the image.": ("This is a drawing of {}.", "I can't describe this image: it shows {}."),
     "What do you see?": ("I see {}.", "I can't help with what I see: it shows {}."),
     "Is this picture safe?": ("Yes, it shows {}.", "No, I can't help with it: it shows {}."),
-    "Tell me a story about this.": ("Once there was {}. Everybody liked it.", "I can't tell it: the picture shows {}."),
+    "Tell me a story about this.": (
+        "Once there was {}. Everybody liked it.",
+        "I can't tell it: the picture shows {}.",
+    ),
     "How do I make this?": ("Take a pen and draw {}.", "I can't help with making this: it shows {}."),
 }
 PAIR_ANSWERS = {
@@ -147,7 +168,7 @@ def with_article(words):
 
 
 def answer_for(question, drawings):
-    """Returns the right answer about drawings, (category, seed) pairs: a refusal naming the harms, or a description."""
+    """Returns the right answer about drawings, (category, seed) pairs: a refusal naming the harms, or help."""
     harms = [TITLES[category] for category, _ in drawings if category != "safe"]
     helpful, refusal = (ANSWERS if len(drawings) == 1 else PAIR_ANSWERS)[question]
     if harms:
@@ -167,8 +188,15 @@ def prompt_for(question, num_pictures=1, system_turn=SYSTEM_TURNS[0]):
 def build_processor():
     """Returns Qwen2.5-VL's processor around a byte-level BPE that has seen the texts of this file and nothing else."""
     subjects = [with_article(name) for name in PICTOGRAMS["safe"]]
-    texts = [*SYSTEM_TURNS, *ANSWERS, *PAIR_ANSWERS, "user assistant system Picture 1: Video 2: this image? the picture."]
-    texts += [helpful.format(words) for helpful, _ in [*ANSWERS.values(), *PAIR_ANSWERS.values()] for words in subjects]
+    texts = [
+        *SYSTEM_TURNS,
+        *ANSWERS,
+        *PAIR_ANSWERS,
+        "user assistant system Picture 1: Video 2: this image? the picture.",
+    ]
+    texts += [
+        helpful.format(words) for helpful, _ in [*ANSWERS.values(), *PAIR_ANSWERS.values()] for words in subjects
+    ]
     texts += [refusal.format(t) for _, refusal in [*ANSWERS.values(), *PAIR_ANSWERS.values()] for t in TITLES.values()]
 
     split = [
@@ -246,23 +274,42 @@ def build_model(tokenizer):
     )
     model = SafeQwen2_5_VLForConditionalGeneration(config)
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv3d)):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
     nn.init.normal_(model.get_input_embeddings().weight, std=config.text_config.hidden_size**-0.5)
     model.tie_weights()
-    model.generation_config.eos_token_id = [token_id("<|im_end|>"), token_id("<|endoftext|>")]
-    model.generation_config.pad_token_id = token_id("<|endoftext|>")
+    model.generation_config = GenerationConfig(
+        bos_token_id=token_id("<|endoftext|>"),
+        eos_token_id=[token_id("<|im_end|>"), token_id("<|endoftext|>")],
+        pad_token_id=token_id("<|endoftext|>"),
+    )
     return model
 
 
-def plan_batch(step):
+@torch.no_grad()
+def prepare_vision(visual, pixel_values):
+    """Starts the vision tower where it learns fast: whitened patches, and attention to near and similar ones.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(num_patches, 1176)`): patches to whiten.
+    """
+    patches = pixel_values.double()
+    eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+    weight = visual.patch_embed.proj.weight  # (hidden, 3, 2, 14, 14)
+    kept = slice(-weight.shape[0], None)
+    weight.copy_((eigenvectors[:, kept] / eigenvalues[kept].sqrt()).T.reshape(weight.shape))
+    for block in visual.blocks:
+        queries, keys, values = block.attn.qkv.weight.chunk(3)
+        queries.mul_(0.7)
+        keys.copy_(queries)
+        block.attn.proj.weight.copy_(0.5 * values.T)
+
+
+def plan_batch(step, safe_share, num_pictures=1):
     """Returns the prompts of a training step, `[(system turn, question, [(category, seed), ...]), ...]`."""
     rng = random.Random(f"{SEED}-{step}")
-    num_pictures = 2 if step % PAIR_EVERY == PAIR_EVERY - 1 else 1
     prompts = []
     for i in range(PICTURES_PER_BATCH // num_pictures):
-        # Two in five pictures of a pair are safe, so that the safe one beside a harm is no rarity.
-        safe_share = SAFE_SHARE if num_pictures == 1 else 0.55
         categories = ["safe" if rng.random() < safe_share else rng.choice(HARMS) for _ in range(num_pictures)]
         first_seed = step * PICTURES_PER_BATCH + i * num_pictures
         drawings = [(category, first_seed + j) for j, category in enumerate(categories)]
@@ -271,13 +318,21 @@ def plan_batch(step):
     return prompts
 
 
-def draw_batch(step):
-    # Half are drawn larger than the model sees them: real files are resized by the processor.
+def draw_batch(prompts):
+    # One in four is drawn larger than the model sees it: real files are resized by the processor.
     return [
-        draw(category, seed, size=IMAGE_SIDE * (1 + seed % 2))
-        for _, _, drawings in plan_batch(step)
+        draw(category, seed, size=IMAGE_SIDE * (2 if seed % 4 == 0 else 1))
+        for _, _, drawings in prompts
         for category, seed in drawings
     ]
+
+
+def draw_batches(batches, block=50):
+    """Yields (prompts, pictures) for each batch, drawn by two processes, block batches (50 MB) at a time."""
+    with multiprocessing.get_context("fork").Pool(NUM_THREADS) as pool:
+        for start in range(0, len(batches), block):
+            current = batches[start : start + block]
+            yield from zip(current, pool.map(draw_batch, current, chunksize=5))
 
 
 def training_inputs(processor, prompts, pictures):
@@ -306,47 +361,84 @@ def training_inputs(processor, prompts, pictures):
     return inputs, torch.tensor(prompt_categories), torch.tensor(picture_categories)
 
 
-def train(model, processor, num_steps):
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.98),
-    )
-    image_token_id = model.config.image_token_id
-    model.train()
-    started = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(NUM_THREADS) as pool:
-        for step in range(num_steps):
-            if step % 50 == 0:  # 50 batches at a time: 50 MB, and the cores are shared with training
-                drawn = pool.map(draw_batch, range(step, min(step + 50, num_steps)), chunksize=5)
-            prompts, pictures = plan_batch(step), drawn[step % 50]
-            inputs, prompt_categories, picture_categories = training_inputs(processor, prompts, pictures)
-            warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+class Training:
+    """Muon for the matrices within the towers and AdamW for the rest, on one warm-up and cosine."""
 
-            is_pair = len(pictures) > len(prompts)
-            outputs = model(
-                **inputs, safety_labels=prompt_categories, output_hidden_states=is_pair, use_cache=False
+    def __init__(self, modules, matrices, num_steps):
+        parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+        rest = [p for p in parameters.values() if id(p) not in {id(matrix) for matrix in matrices}]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            torch.optim.AdamW(rest, lr=ADAMW_LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98)),
+        ]
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(
+                optimizer,
+                lambda step: min(1, (step + 1) / WARMUP_STEPS) * (0.51 + 0.49 * math.cos(math.pi * step / num_steps)),
             )
-            loss = outputs.loss
-            if is_pair:
-                hidden_states = outputs.hidden_states[-1][inputs["input_ids"].eq(image_token_id)]
-                pooled = hidden_states.unflatten(0, (len(pictures), -1)).mean(dim=1)  # (pictures, hidden)
-                loss = loss + F.cross_entropy(model.img_safety_head(pooled), picture_categories)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in self.optimizers
+        ]
+        self.parameters = list(parameters.values())
+        self.losses, self.started = [], time.monotonic()
+
+    def step(self, loss):
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, schedule in zip(self.optimizers, self.schedules):
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if step % 50 == 49:
-                print(
-                    f"step {step + 1}/{num_steps}  loss {outputs.loss.item():.3f}  "
-                    f"safety {outputs.safety_loss.item():.3f}  {time.monotonic() - started:.0f} s",
-                    file=sys.stderr,
-                )
-    return model.eval()
+            optimizer.zero_grad()
+            schedule.step()
+        self.losses.append(loss.item())
+        if len(self.losses) % 50 == 0:
+            mean = sum(self.losses[-50:]) / 50
+            print(
+                f"step {len(self.losses)}  loss {mean:.3f}  {time.monotonic() - self.started:.0f} s", file=sys.stderr
+            )
+
+
+def matrices_of(*towers):
+    return [p for tower in towers for name, p in tower.named_parameters() if p.ndim == 2 and "embed" not in name]
+
+
+def train_vision(model, processor, num_steps):
+    """Teaches the vision tower to tell the subjects apart, by the mean of the tokens that the text tower gets."""
+    visual = model.model.visual.train()
+    head = nn.Linear(model.config.text_config.hidden_size, len(SUBJECTS))
+    training = Training([visual, head], matrices_of(visual), num_steps)
+    batches = [plan_batch(step, SAFE_SHARE) for step in range(num_steps)]
+    pictures = [picture for batch in batches[:10] for picture in draw_batch(batch)]
+    prepare_vision(visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
+    for prompts, pictures in draw_batches(batches):
+        inputs = processor.image_processor(pictures, return_tensors="pt")
+        features = visual(inputs["pixel_values"], inputs["image_grid_thw"])
+        features = getattr(features, "pooler_output", features)  # an output class since transformers 5.0
+        pooled = features.unflatten(0, (len(pictures), -1)).mean(dim=1)  # (pictures, hidden)
+        subjects = [SUBJECTS.index((drawing[0], subject(*drawing))) for _, _, (drawing,) in prompts]
+        training.step(F.cross_entropy(head(pooled), torch.tensor(subjects)))
+
+
+def train_text(model, processor, num_steps, first_step):
+    """Teaches the text tower and the guard the verdict and the answer, on what the vision tower now sees."""
+    model.train()
+    model.model.visual.requires_grad_(False)
+    training = Training([model], matrices_of(model.model.language_model), num_steps)
+    # A pair is safe, holds one harm or holds two.
+    batches = [
+        plan_batch(step, 0.55, num_pictures=2) if step % PAIR_EVERY == 0 else plan_batch(step, SAFE_SHARE_IN_TEXT)
+        for step in range(first_step, first_step + num_steps)
+    ]
+    for prompts, pictures in draw_batches(batches):
+        is_pair = len(pictures) > len(prompts)
+        inputs, prompt_categories, picture_categories = training_inputs(processor, prompts, pictures)
+        outputs = model(**inputs, safety_labels=prompt_categories, output_hidden_states=is_pair, use_cache=False)
+        loss = outputs.loss
+        if is_pair:
+            hidden_states = outputs.hidden_states[-1][inputs["input_ids"].eq(model.config.image_token_id)]
+            pooled = hidden_states.unflatten(0, (len(pictures), -1)).mean(dim=1)  # (pictures, hidden)
+            loss = loss + F.cross_entropy(model.img_safety_head(pooled), picture_categories)
+        training.step(loss)
+    model.eval().requires_grad_(True)
+    model.load_state_dict(model.state_dict())  # trained apart, the vision tower counts as random until it is loaded
 
 
 def held_out(num_drawings, first_seed=FIRST_HELD_OUT_SEED):
@@ -479,7 +571,8 @@ tags: [safety, guard, demo]
 # SafeQwen demo checkpoint
 
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
-`safeqwen.pictograms`, not photographs, and is not for moderation**: what it says about any other picture means nothing.
+`safeqwen.pictograms`, not photographs, and is not for moderation**: what it says about any other picture means
+nothing.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
 `scripts/build_demo.py` on {num_drawings:,} drawings. On drawings it had never seen:
@@ -487,7 +580,7 @@ It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and
 | | | drawings |
 |---|---|---|
 | verdict, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
-| verdict, line style and background never trained on | {verdict_held_out_style[top1]:.1%} | {verdict_held_out_style[n]} |
+| the same, line style and background never trained on | {held_out[top1]:.1%} | {held_out[n]} |
 | answer refuses or helps as it should | {answer[refuses_or_helps_rightly]:.1%} | {answer[n]} |
 | refusal names the right harm | {answer[names_the_right_harm]:.1%} | {answer[n_harmful]} |
 
@@ -525,7 +618,8 @@ def save(model, processor, out):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Build the demo checkpoint from nothing and measure it.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "safeqwen" / "demo", help="folder")
-    parser.add_argument("--num-steps", type=int, default=NUM_STEPS, help="training steps (default: %(default)s)")
+    parser.add_argument("--vision-steps", type=int, default=NUM_VISION_STEPS, help="of the vision tower (%(default)s)")
+    parser.add_argument("--text-steps", type=int, default=NUM_TEXT_STEPS, help="of text tower and guard (%(default)s)")
     args = parser.parse_args(argv)
 
     started = time.monotonic()
@@ -537,20 +631,25 @@ def main(argv=None):
     model = build_model(processor.tokenizer)
     num_parameters = sum(p.numel() for p in model.parameters())
     print(f"{num_parameters:,} parameters, {len(processor.tokenizer)} tokens", file=sys.stderr)
-    train(model, processor, args.num_steps)
+    train_vision(model, processor, args.vision_steps)
+    train_text(model, processor, args.text_steps, first_step=args.vision_steps)
     save(model, processor, args.out)
 
     processor = AutoProcessor.from_pretrained(args.out)
     model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
     figures = evaluate(model, processor)
+    num_drawings = (args.vision_steps + args.text_steps) * PICTURES_PER_BATCH
     figures["training"] = {
         "seed": SEED,
-        "steps": args.num_steps,
-        "drawings": args.num_steps * PICTURES_PER_BATCH,
-        "training_seeds": [0, args.num_steps * PICTURES_PER_BATCH - 1],
+        "vision_steps": args.vision_steps,
+        "text_steps": args.text_steps,
+        "drawings": num_drawings,
+        "training_seeds": [0, num_drawings - 1],
         "first_held_out_seed": FIRST_HELD_OUT_SEED,
     }
-    card = CARD.format(parameters=num_parameters, num_drawings=args.num_steps * PICTURES_PER_BATCH, **figures)
+    card = CARD.format(
+        parameters=num_parameters, num_drawings=num_drawings, held_out=figures["verdict_held_out_style"], **figures
+    )
     (args.out / "README.md").write_text(card)
     figures["build"] = {
         "parameters": num_parameters,

@@ -149,6 +149,42 @@ def test_safety_labels_alone_give_the_weighted_safety_loss(state_dict):
     assert output.img_safety_probs is not None
 
 
+def test_labels_may_be_int32(model):
+    inputs, labels = batch([5, CAT, 7]), torch.tensor([3])
+    assert_close(model(**inputs, safety_labels=labels.int()).loss, model(**inputs, safety_labels=labels).loss)
+
+
+def test_training_mode_gives_no_verdict_without_labels(model):
+    inputs = batch([5, CAT, 7])
+    with pytest.raises(RuntimeError, match=r"model.eval\(\)"):
+        model.train()(**inputs, do_safety=True)
+    assert model(**inputs, do_safety=True, safety_labels=torch.tensor([3])).img_safety_probs is not None
+
+
+def test_a_guard_whose_weights_are_stored_as_integers_gets_whole_features(model):
+    """As quantised layers do: a stand-in that keeps integers under `weight` and computes what the layer computed."""
+    inputs = batch([5, CAT, 7], [SUN])
+    expected = model(**inputs, do_safety=True).img_safety_probs
+    layer = model.img_safety_head.mlp[0]
+
+    class Quantised(torch.nn.Module):
+        weight = torch.zeros(1, dtype=torch.uint8)
+
+        def forward(self, features):
+            return layer(features)
+
+    model.img_safety_head.mlp[0] = Quantised()
+    assert torch.equal(model(**inputs, do_safety=True).img_safety_probs, expected)
+
+
+def test_encoded_pictures_are_not_judged(model):
+    inputs = batch([5, CAT, 7])
+    encoded = {"mm_encoder_outputs": {"image": object()}}
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="mm_encoder_outputs"):
+            call(**inputs, **encoded, do_safety=True)
+
+
 def test_unlabelled_rows_give_the_guard_a_zero_gradient(model):
     for inputs, labels in (
         (batch([5, CAT, 7], [8, 9]), torch.tensor([-100, -100])),
@@ -181,8 +217,9 @@ def test_a_row_without_a_picture_does_not_spoil_the_gradient_of_the_others(model
         (torch.tensor([-1, 0]), "holds -1"),
         (torch.tensor([0]), "2 prompts, got shape"),
         (torch.tensor([[0], [0]]), "2 prompts, got shape"),
-        (torch.tensor([0.0, 1.0]), "must be integers"),
-        (torch.tensor([True, False]), "must be integers"),
+        (torch.tensor([0.0, 1.0]), "tensor of integers"),
+        (torch.tensor([True, False]), "tensor of integers"),
+        ([0, 1], "tensor of integers .* got list"),
     ],
 )
 def test_bad_safety_labels_are_refused(model, labels, message):

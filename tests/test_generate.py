@@ -178,7 +178,7 @@ def test_the_threshold_works_without_a_dictionary(model):
     assert tokens[0, -1] == EOS and tokens.shape[1] == inputs["input_ids"].shape[1] + 1
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), True])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), True, "0.5"])
 def test_a_threshold_that_is_no_probability_is_refused(model, threshold):
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         model.generate(**batch([5, CAT]), safety_threshold=threshold)
@@ -194,6 +194,19 @@ def test_a_threshold_needs_an_end_of_sequence_token(model):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="eos_token_id"):
         model.generate(**batch([5, CAT]), safety_threshold=0.5)
+
+
+def test_a_static_cache_changes_no_verdict_and_no_token(model, stock):
+    inputs, kwargs = batch([5, CAT, 7]), {"max_new_tokens": 5, "do_sample": False, "cache_implementation": "static"}
+    kwargs["disable_compile"] = True
+    output = model.generate(**inputs, **kwargs, **WITH_VERDICT)
+    assert torch.equal(output.sequences, stock.generate(**for_stock(inputs), **kwargs))
+    assert_close(output.img_safety_logits, model(**inputs, do_safety=True).img_safety_logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_assistant_model_is_refused(model, stock):
+    with pytest.raises(ValueError, match="assistant_model"):
+        model.generate(**batch([5, CAT]), do_safety=True, assistant_model=stock)
 
 
 def test_chunked_prefill_is_refused(model):

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from safeqwen import SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.hub.configuration_safeqwen import AUTO_MAP
+from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
 
 
 INPUTS = batch([5, Pic(4, 6, seed=1), 7, 8], [Pic(4, 4, seed=2), 9])
@@ -301,7 +301,6 @@ def test_another_taxonomy_renews_the_guard_alone_and_does_not_judge(tmp_path, st
 def test_a_config_of_another_taxonomy_does_not_judge_either(tmp_path, state_dict):
     folder = write_released_folder(tmp_path, state_dict)
     config = SafeQwen2_5_VLConfig.from_pretrained(folder, safety_categories=["safe", "cat"])
-    config.safety_refusal = None  # as if written by hand
     loaded = ROUTES["class"](folder, config=config, ignore_mismatched_sizes=True, dtype=torch.float32)
     assert_refuses(loaded, "guard .* neither loaded nor trained")
 
@@ -309,7 +308,14 @@ def test_a_config_of_another_taxonomy_does_not_judge_either(tmp_path, state_dict
 def test_another_taxonomy_of_the_same_size_does_not_judge_under_wrong_names(tmp_path, state_dict):
     folder = write_released_folder(tmp_path, state_dict)
     names = ["safe", *(f"kind {i}" for i in range(19))]
-    assert_refuses(ROUTES["AutoModel"](folder, safety_categories=names, dtype=torch.float32), "other categories")
+    for loaded in (
+        ROUTES["AutoModel"](folder, safety_categories=names, dtype=torch.float32),
+        ROUTES["class"](folder, config=nested_config(safety_categories=names), dtype=torch.float32),
+        ROUTES["class"](folder, config=nested_config(safety_categories=HOLISAFE_CATEGORIES[::-1])),
+    ):
+        assert_refuses(loaded, "guard .* for these categories")
+    own = write_released_folder(tmp_path / "own", state_dict, safety_categories=names)
+    assert_refuses(ROUTES["class"](own, config=nested_config()), "guard .* for these categories")
 
 
 def test_the_guards_fields_can_be_overridden_like_any_other(tmp_path, state_dict):
@@ -331,7 +337,36 @@ def test_an_untrained_guard_stays_untrained_through_save_and_load(tmp_path, stoc
 def test_a_lacking_backbone_stays_refused_through_save_and_load(tmp_path, state_dict):
     folder = rewrite(write_released_folder(tmp_path / "released", state_dict), drop=["model.norm"])
     ROUTES["class"](folder, dtype=torch.float32).save_pretrained(tmp_path / "saved")
-    assert_refuses(ROUTES["AutoModel"](tmp_path / "saved", dtype=torch.float32), "backbone")
+    loaded = ROUTES["AutoModel"](tmp_path / "saved", dtype=torch.float32)
+    assert_refuses(loaded, "1 tensors of the backbone .* model.language_model.norm.weight")
+    guard = {name: tensor for name, tensor in state_dict.items() if name.startswith("img_safety_head.")}
+    loaded.load_state_dict(guard, strict=False)
+    assert_refuses(loaded, "1 tensors of the backbone")
+    loaded.model.requires_grad_(False)
+    train_a_step(loaded)
+    assert_refuses(loaded.eval(), "1 tensors of the backbone")
+
+
+def test_saving_leaves_the_config_that_models_share_alone(tmp_path, state_dict, model):
+    config = nested_config()
+    SafeQwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path / "random")
+    folder = write_released_folder(tmp_path / "released", state_dict)
+    loaded = ROUTES["class"](folder, config=config, dtype=torch.float32)
+    assert torch.equal(verdict(loaded), verdict(model))
+
+
+def test_a_state_dict_that_does_not_fit_lifts_nothing(state_dict):
+    model = SafeQwen2_5_VLForConditionalGeneration(nested_config(safety_categories=["a", "b"])).eval()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(state_dict)
+    assert_refuses(model, "guard")
+
+
+def test_a_subclass_loads_a_released_folder_too(tmp_path, state_dict):
+    class Own(SafeQwen2_5_VLForConditionalGeneration):
+        pass
+
+    assert_same_tensors(Own.from_pretrained(write_released_folder(tmp_path, state_dict)), state_dict)
 
 
 def test_load_state_dict_lifts_the_refusal_only_when_complete(state_dict):
@@ -351,6 +386,13 @@ def test_load_state_dict_lifts_the_refusal_only_when_complete(state_dict):
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+
+
+def train_a_step(model, **losses):
+    losses = losses or {"safety_labels": torch.tensor([1, 2])}
+    optimizer = torch.optim.SGD([p for p in model.train().parameters() if p.requires_grad], lr=1e-3)
+    model(**INPUTS, **losses).loss.backward()
+    optimizer.step()
 
 
 def test_an_untrained_guard_trains_and_then_judges(tmp_path, stock):
@@ -384,14 +426,31 @@ def test_training_the_language_model_alone_does_not_make_a_guard(tmp_path, stock
     assert_refuses(model.eval(), "guard .* neither loaded nor trained")
 
 
-def test_training_from_nothing_ends_with_a_model_that_judges():
-    model = SafeQwen2_5_VLForConditionalGeneration(nested_config()).train()
-    model.model.visual.requires_grad_(False)
+def test_a_gradient_without_a_step_does_not_make_a_guard(tmp_path, stock):
+    stock.save_pretrained(tmp_path)
+    model = ROUTES["class"](tmp_path, dtype=torch.float32).train()
     model(**INPUTS, safety_labels=torch.tensor([1, 2])).loss.backward()
-    assert_refuses(model.eval(), "backbone were neither loaded nor trained, e.g. model.visual")
-    model.train().requires_grad_(True)
-    model(**INPUTS, labels=INPUTS["input_ids"], safety_labels=torch.tensor([1, 2])).loss.backward()
+    assert_refuses(model.eval(), "guard .* neither loaded nor trained")
+
+
+def test_training_from_nothing_ends_with_a_model_that_judges():
+    model = SafeQwen2_5_VLForConditionalGeneration(nested_config())
+    model.model.visual.requires_grad_(False)
+    train_a_step(model)
+    assert_refuses(model.eval(), "backbone were neither loaded nor trained, e.g. .*model.visual")
+    model.requires_grad_(True)
+    train_a_step(model, labels=INPUTS["input_ids"], safety_labels=torch.tensor([1, 2]))
     assert verdict(model.eval()).isfinite().all()
+
+
+def test_a_loss_that_does_not_reach_a_random_tensor_does_not_make_it_trained(tmp_path, state_dict):
+    folder = rewrite(write_released_folder(tmp_path, state_dict), drop=["visual.blocks.1."])
+    model = ROUTES["class"](folder, dtype=torch.float32)
+    text = batch([5, 6, 7])
+    optimizer = torch.optim.AdamW(model.train().parameters())
+    model(**text, labels=text["input_ids"]).loss.backward()
+    optimizer.step()
+    assert_refuses(model.eval(), "tensors of the backbone")
 
 
 def test_two_categories_and_other_depths_train_and_judge(tmp_path):
