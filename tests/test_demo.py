@@ -108,7 +108,9 @@ def test_it_loads_by_every_auto_class(demo):
         routes.append(transformers.AutoModelForVision2Seq)
     for route in routes:
         loaded = route.from_pretrained(DEMO_CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
-        assert type(loaded) is SafeQwen2_5_VLForConditionalGeneration  # of the package: the folder holds no copy
+        assert type(loaded).__name__ == "SafeQwen2_5_VLForConditionalGeneration"
+        assert type(loaded).__module__ == "safeqwen.hub.modeling_safeqwen"  # of the package: the folder holds no copy
+        assert loaded.guard(**ask(demo[1], [draw("suicide", UNSEEN)])).img_safety_probs.isfinite().all()
 
 
 def test_what_is_saved_from_it_stands_on_its_own(demo, tmp_path):
