@@ -1,4 +1,4 @@
-"""Builds the demo checkpoint from nothing: tokenizer, processor, weights, figures. Two cores, about ten minutes.
+"""Builds the demo checkpoint from nothing: tokenizer, processor, weights, figures, on two cores.
 
     python scripts/build_demo.py [--out safeqwen/demo]
 
@@ -14,11 +14,11 @@ The decisions, with their numbers:
 - Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. Even so AdamW alone
   learnt next to nothing from 450 batches of 32 drawings. What changed that: the patch embedding starts as a whitening
   of drawn patches; attention in the vision tower starts as a look at what is near and alike (the idea of
-  arXiv 2305.09828); matrices are trained with Muon (in torch since 2.9).
+  arXiv 2305.09828); matrices are trained with Muon (in torch since 2.9). Which of the three does most was not measured.
 - First the vision tower learns to see: to tell the 75 subjects apart, by a linear layer that is then thrown away.
   Names of subjects teach faster than names of categories: 1250 batches bring it to 98 % on new drawings. Then it stays
-  as it is, while the text tower and the guard learn to answer and to judge. Trained on with them, at the same rate, it
-  lost 3 points and the answers came late.
+  as it is, while the text tower and the guard learn to answer and to judge. A run that trained all three together from
+  there ended at 96.0 % of verdicts and 89.6 % of answers, against 97.3 % and 94.2 % with fewer pictures.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
 - One batch in six of the text tower's holds prompts with two pictures. There each picture also gets a verdict of its
@@ -26,7 +26,8 @@ The decisions, with their numbers:
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32.
+  float16 file, loaded as float32. The held-out drawings were scored for three recipes before this one was chosen.
+- All drawings are square. The processor takes other shapes, but what is said about them means nothing.
 
 Same machine, same versions, same bytes, but for the build time in figures.json.
 """
@@ -82,7 +83,7 @@ PICTURES_PER_BATCH = 32
 PAIR_EVERY = 6  # of the text tower's batches, one in this many holds two pictures a prompt
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
-MUON_LEARNING_RATE = 0.03  # matrices; 0.012 was slower and 0.08 did not learn
+MUON_LEARNING_RATE = 0.03  # matrices
 ADAMW_LEARNING_RATE = 1.5e-3  # embeddings, norms, biases, guard
 WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 50
@@ -572,7 +573,7 @@ tags: [safety, guard, demo]
 
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
 `safeqwen.pictograms`, not photographs, and is not for moderation**: what it says about any other picture means
-nothing.
+nothing, nor about a picture that is not square.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
 `scripts/build_demo.py` on {num_drawings:,} drawings. On drawings it had never seen:
