@@ -14,7 +14,7 @@ The decisions, with their numbers:
 - Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. Even so AdamW alone
   learnt next to nothing from 450 batches of 32 drawings. What changed that: the patch embedding starts as a whitening
   of drawn patches; attention in the vision tower starts as a look at what is near and alike (the idea of
-  arXiv 2305.09828); matrices are trained with Muon (in torch since 2.9). Which of the three does most was not measured.
+  arXiv 2305.09828); matrices are trained with Muon (torch 2.9 on). Which of the three does most was not measured.
 - First the vision tower learns to see: to tell the 75 subjects apart, by a linear layer that is then thrown away.
   Names of subjects teach faster than names of categories: 1250 batches bring it to 98 % on new drawings. Then it stays
   as it is, while the text tower and the guard learn to answer and to judge. A run that trained all three together from
