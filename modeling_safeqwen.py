@@ -49,6 +49,7 @@ except ImportError:  # transformers 4.x renames the tensors of released folders 
 TEXT, IMAGE, VIDEO = 0, 1, 2  # the values of mm_token_type_ids
 GUARD = "img_safety_head"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+NEEDS_PIXELS = "do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs"
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -329,19 +330,20 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         if prefill is not None:
             do_safety = prefill.judge
+            prompt = input_ids if inputs_embeds is None else inputs_embeds
             if prefill.pictures is not None:
-                if (input_ids if inputs_embeds is None else inputs_embeds).shape[0] != prefill.batch_size:
+                if prompt.shape[0] != prefill.batch_size:
                     raise ValueError("a kept cache of beams cannot take a new picture: leave past_key_values out")
                 pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, second_per_grid_ts = (
                     prefill.pictures[key] for key in PICTURE_INPUTS
                 )
             if prefill.position_ids is not None:
-                position_ids = prefill.take_positions(input_ids if inputs_embeds is None else inputs_embeds)
+                position_ids = prefill.take_positions(prompt)
                 self.model.rope_deltas = prefill.rope_deltas
         if do_safety and not (self.training and safety_labels is not None):
             self._refuse_unless_ready()
             if mm_encoder_outputs and prefill is None:
-                raise ValueError("do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs")
+                raise ValueError(NEEDS_PIXELS)
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
         judge = do_safety or safety_labels is not None
@@ -467,17 +469,17 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 an `assistant_model`, or `prefill_chunk_size`, which splits pictures.
         """
         judge = do_safety or safety_threshold is not None
-        prefill = self._prepare_prefill(inputs, kwargs, judge)
-        if prefill is not None:
-            kwargs["prefill"] = prefill
         if judge:
             self._refuse_unless_ready()
             if kwargs.get("mm_encoder_outputs") is not None:
-                raise ValueError("do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs")
+                raise ValueError(NEEDS_PIXELS)
             if kwargs.get("assistant_model") is not None:
                 raise ValueError("do_safety does not go with an assistant_model: judge with guard() first")
             if self._generation_setting("prefill_chunk_size", generation_config, kwargs) is not None:
                 raise ValueError("prefill_chunk_size splits pictures over several passes: leave it out with do_safety")
+        prefill = self._prepare_prefill(inputs, kwargs, judge)
+        if prefill is not None:
+            kwargs["prefill"] = prefill
         if safety_threshold is not None:
             eos_token_id = self._generation_setting("eos_token_id", generation_config, kwargs)
             self._check_threshold(safety_threshold, eos_token_id)
@@ -675,10 +677,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             rows, columns = (index.tolist() for index in token_types.eq(modality).nonzero(as_tuple=True))
             grids = [] if grids is None else grids.tolist()  # (frames, rows, columns) in patches before merging
             num_patches = 0 if pixels is None else pixels.shape[0]
-            if num_patches != sum(math.prod(grid) for grid in grids):
+            if num_patches != (num_needed := sum(math.prod(grid) for grid in grids)):
                 raise ValueError(
-                    f"the pixels hold {num_patches} patches, but {field} {grids} asks for "
-                    f"{sum(math.prod(grid) for grid in grids)}: pass both as the processor returned them"
+                    f"the pixels hold {num_patches} patches, but {field} {grids} asks for {num_needed}: pass both as "
+                    "the processor returned them"
                 )
             merge = self.config.vision_config.spatial_merge_size
             shapes = [(frames, height // merge, width // merge) for frames, height, width in grids]
@@ -730,10 +732,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if has_pictures and TAKES_TOKEN_TYPES:
             kwargs["mm_token_type_ids"] = token_types
         misplaced = has_pictures and (cached > 0 or inputs_embeds is not None)
-        if not misplaced and not judge:
+        if not (misplaced or judge) or kwargs.get("mm_encoder_outputs"):
             return None
-        if kwargs.get("mm_encoder_outputs"):
-            return prefill  # encoded by the caller: forward compares their number with the placeholders
         attention_mask, length = kwargs.get("attention_mask"), token_types.shape[1]
         whole = length > cached and (attention_mask is None or attention_mask.shape[1] == length)
         if cached and (has_pictures or judge) and not whole:
@@ -784,17 +784,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     # --------------------------------------------------------------------------------------- what must not be judged
 
+    def _untrained(self):
+        """`list[str]`: what is still random: `GUARD` as a whole, then the names of backbone tensors."""
+        if self._sums_at_gradient:  # which of them an optimizer has moved is seen in their sums
+            parameters = dict(self.named_parameters())
+            moved = {
+                name
+                for name, total in self._sums_at_gradient.items()
+                if name in parameters and total != _total(parameters[name])
+            }
+            self._unloaded = self._unloaded - moved
+            self._sums_at_gradient = {
+                name: total for name, total in self._sums_at_gradient.items() if name not in moved
+            }
+        return ([] if self.img_safety_head.is_trained() else [GUARD]) + sorted(self._unloaded)
+
     def _refusal(self):
         """`str` or `None`: why a verdict of these weights would be random."""
-        if self._sums_at_gradient:
-            # Which of them an optimizer has moved is seen in their sums.
-            parameters = dict(self.named_parameters())
-            moved = {name for name, total in self._sums_at_gradient.items() if total != _total(parameters[name])}
-            self._unloaded = self._unloaded - moved
-        if not self.img_safety_head.is_trained():
+        names = self._untrained()
+        if GUARD in names:
             return "the guard (img_safety_head) was neither loaded nor trained for these categories"
-        if self._unloaded:
-            names = sorted(self._unloaded)
+        if names:
             return f"{len(names)} tensors of the backbone were neither loaded nor trained, e.g. {', '.join(names[:3])}"
         return None
 
@@ -897,10 +907,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     def save_pretrained(self, *args, **kwargs):
         """As the library's; which tensors are still random is saved with them, and they do not judge when loaded."""
-        self._refusal()  # notices what training has changed
         before = self.config.safety_untrained
-        guard = [] if self.img_safety_head.is_trained() else [GUARD]
-        self.config.safety_untrained = guard + sorted(self._unloaded)
+        self.config.safety_untrained = self._untrained()
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:

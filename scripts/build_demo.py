@@ -77,8 +77,8 @@ from safeqwen.taxonomy import CATEGORIES  # noqa: E402
 
 SEED = 2506
 NUM_THREADS = 2
-NUM_VISION_STEPS = 1550  # of the vision tower alone
-NUM_TEXT_STEPS = 1200  # of the text tower and the guard
+NUM_VISION_STEPS = 1250  # of the vision tower alone
+NUM_TEXT_STEPS = 1250  # of the text tower and the guard
 PICTURES_PER_BATCH = 32
 PAIR_EVERY = 6  # of the text tower's batches, one in this many holds two pictures a prompt
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
