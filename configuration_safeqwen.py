@@ -87,10 +87,9 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_untrained=None,
         **kwargs,
     ):
+        super().__init__(**kwargs)
         # A checkpoint fetched from the Hub names its repository here ("repo--module.Class"). The code travels with
         # every folder we save, so the map always points beside the weights.
-        kwargs.pop("auto_map", None)
-        super().__init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
         self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         self.safety_head_hidden_scale = safety_head_hidden_scale

@@ -11,7 +11,7 @@ right (`_locate_pictures`, `_refuse_unless_ready`, `from_pretrained`).
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ if TorchVersion("5.3.0") <= TorchVersion(transformers.__version__) < TorchVersio
 TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.forward).parameters
 # transformers 5.1 on computes all positions once, in `generate`; before, each step computed its own.
 POSITIONS_IN_GENERATE = hasattr(Qwen2_5_VLForConditionalGeneration, "_prepare_position_ids_for_generation")
+# transformers 5.x can encode the pictures first and hand each chunk of a chunked prefill its part of them.
+TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in inspect.signature(Qwen2_5_VLModel.forward).parameters
 
 try:
     from transformers import conversion_mapping
@@ -99,15 +101,16 @@ class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
     What `generate(do_safety=True, return_dict_in_generate=True)` returns.
 
     Args:
-        img_safety_logits, img_safety_probs (`torch.FloatTensor` of shape `(batch_size, num_safety_categories)`):
-            The verdict of the prefill, float32, one row a prompt whatever the beams or returned sequences; NaN in rows
-            without a new picture, `None` when no row holds one.
+        img_safety_logits, img_safety_probs (`torch.FloatTensor`, or lists of them for `granularity="patch"`):
+            The verdict of the prefill, float32, of the shape that `guard` documents for the granularity, whatever the
+            beams or returned sequences: `(batch_size, num_safety_categories)` by default, NaN in rows without a new
+            picture. `None` when no prompt holds a new picture.
         safety_flagged (`torch.BoolTensor` of shape `(batch_size,)`, *optional*, when `safety_threshold` is given):
             Which prompts were stopped after the prefill; `None` when no row holds a new picture.
     """
 
-    img_safety_logits: torch.FloatTensor | None = None
-    img_safety_probs: torch.FloatTensor | None = None
+    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
     safety_flagged: torch.BoolTensor | None = None
 
 
@@ -115,8 +118,8 @@ class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
 class SafeQwen2_5_VLGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
     """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
 
-    img_safety_logits: torch.FloatTensor | None = None
-    img_safety_probs: torch.FloatTensor | None = None
+    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
     safety_flagged: torch.BoolTensor | None = None
 
 
@@ -140,39 +143,53 @@ class Prefill:
     It travels with the call's own arguments, so that nothing stays on the module and threads cannot mix verdicts.
     """
 
-    judge: bool
     batch_size: int
+    judged: list[Picture] = field(default_factory=list)  # on which a verdict is asked for
+    cached: int = 0  # tokens of the conversation that have gone through the model
+    granularity: str = "prompt"
     safety_threshold: float | None = None
+    streamer: object = None
     pictures: dict | None = None  # the pixels and grids that are not in the kept cache yet
     position_ids: torch.LongTensor | None = None  # (3, batch, sequence), where the library would misplace pictures
     rope_deltas: torch.LongTensor | None = None
-    img_safety_logits: torch.FloatTensor | None = None  # (batch * beams, categories), set by forward
-    img_safety_probs: torch.FloatTensor | None = None
-    flagged: torch.BoolTensor | None = None  # (batch * beams,)
+    features: list[torch.FloatTensor] | None = None  # of each judged picture, (tokens so far, hidden)
+    verdict: SafeQwen2_5_VLVerdict = field(default_factory=SafeQwen2_5_VLVerdict)
+    flagged: torch.BoolTensor | None = None  # (batch,)
 
     def take_positions(self, inputs):
         """The positions of the `inputs`, `(batch * beams, new tokens, ...)`: the last ones of the conversation."""
         beams = inputs.shape[0] // self.batch_size
         return self.position_ids[..., -inputs.shape[1] :].repeat_interleave(beams, dim=1)
 
-    def receive(self, logits, probs, categories):
-        """Keeps the verdict of the first forward; later ones (assisted decoding) hold no new picture."""
-        if probs is None or self.img_safety_probs is not None:
-            return
-        self.img_safety_logits, self.img_safety_probs = logits, probs
-        if self.safety_threshold is not None:
-            self.flagged = 1 - probs[:, categories.index("safe")] >= self.safety_threshold  # NaN rows: not flagged
+    def collect(self, hidden_states):
+        """
+        Keeps the judged pictures' part of the next tokens' hidden states, `(batch * beams, new tokens, hidden_size)`.
 
-    def verdict(self):
-        """The fields of `generate`'s output: one row a prompt, though the prefill held one a beam."""
-        fields = {
-            "img_safety_logits": self.img_safety_logits,
-            "img_safety_probs": self.img_safety_probs,
-            "safety_flagged": self.flagged,
-        }
-        return {
-            name: None if rows is None else rows[:: rows.shape[0] // self.batch_size] for name, rows in fields.items()
-        }
+        Returns:
+            `bool`: whether the pictures have just become complete. Chunked prefill brings them piece by piece.
+        """
+        first, last = self.cached, self.cached + hidden_states.shape[1]
+        beams = hidden_states.shape[0] // self.batch_size
+        pieces = [
+            hidden_states[p.row * beams, max(p.start - first, 0) : max(p.start + p.size - first, 0)]
+            for p in self.judged
+        ]
+        self.features = pieces if self.features is None else [torch.cat(pair) for pair in zip(self.features, pieces)]
+        self.cached = last
+        end = max((p.start + p.size for p in self.judged), default=0)
+        return first < end <= last
+
+    def receive(self, verdict, categories):
+        self.verdict, self.features = verdict, None
+        if self.safety_threshold is not None:
+            unsafe = 1 - verdict.img_safety_probs[:, categories.index("safe")]
+            if self.granularity == "image":  # a prompt is as unsafe as the worst of its pictures
+                rows = torch.tensor([picture.row for picture in self.judged], device=unsafe.device)
+                nothing = unsafe.new_full((self.batch_size,), float("nan"))
+                unsafe = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False)
+            self.flagged = unsafe >= self.safety_threshold  # NaN rows: not flagged
+        if hasattr(self.streamer, "put_verdict"):
+            self.streamer.put_verdict(verdict)
 
 
 class EndFlagged(LogitsProcessor):
@@ -187,7 +204,9 @@ class EndFlagged(LogitsProcessor):
             return scores
         end = torch.full_like(scores, -float("inf"))
         end[:, self.eos_token_id] = 0.0
-        return torch.where(self.prefill.flagged.to(scores.device)[:, None], end, scores)
+        flagged = self.prefill.flagged.to(scores.device)
+        flagged = flagged.repeat_interleave(scores.shape[0] // flagged.shape[0])  # one a beam
+        return torch.where(flagged[:, None], end, scores)
 
 
 class SafetyHead(nn.Module):
@@ -329,7 +348,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 too many or few, out of range, or label a prompt without a picture.
         """
         if prefill is not None:
-            do_safety = prefill.judge
             prompt = input_ids if inputs_embeds is None else inputs_embeds
             if prefill.pictures is not None:
                 if prompt.shape[0] != prefill.batch_size:
@@ -340,24 +358,23 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if prefill.position_ids is not None:
                 position_ids = prefill.take_positions(prompt)
                 self.model.rope_deltas = prefill.rope_deltas
+        judge = do_safety or safety_labels is not None
         if do_safety and not (self.training and safety_labels is not None):
             self._refuse_unless_ready()
-            if mm_encoder_outputs and prefill is None:
-                raise ValueError(NEEDS_PIXELS)
+        if judge and mm_encoder_outputs:
+            raise ValueError(NEEDS_PIXELS)
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
-        judge = do_safety or safety_labels is not None
         if has_pictures or judge:
             picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
             token_types = self._token_types(picture_ids)  # (batch, sequence)
         if judge:
-            if not mm_encoder_outputs:  # else transformers has encoded the pictures, after `generate` located them
-                self._locate_pictures(
-                    token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
-                )
-            num_picture_tokens = token_types.gt(TEXT).sum(dim=1).tolist()
+            pictures = self._locate_pictures(
+                token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+            )
+            batch_size, rows = token_types.shape[0], sorted({picture.row for picture in pictures})
             if safety_labels is not None:
-                self._check_labels(safety_labels, num_picture_tokens)
+                self._check_labels(safety_labels, batch_size, rows)
         if has_pictures and position_ids is None:
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 if judge:
@@ -402,8 +419,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
         safety_logits = safety_probs = safety_loss = None
         if judge:
-            rows = [row for row, num_tokens in enumerate(num_picture_tokens) if num_tokens]
-            pooled = self._pool(hidden_states, token_types, [num_picture_tokens[row] for row in rows])
+            features = [hidden_states[p.row, p.start : p.start + p.size] for p in pictures]
+            # Without any picture: no rows, but with a gradient.
+            pooled = self._pool_prompts(features, pictures) if pictures else hidden_states[:, :0].flatten(0, 1).float()
             scores = self._score(pooled)  # (prompts with a picture, categories)
             if safety_labels is not None:
                 targets = safety_labels.to(scores.device).long()[rows]
@@ -414,12 +432,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 loss = weighted if loss is None else loss + weighted.to(loss.device)
             ready = self._refusal() is None
             if rows and (ready or self.training):
-                safety_logits = self._spread(scores, rows, len(num_picture_tokens))
+                safety_logits = self._spread(scores, rows, batch_size)
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
         if self._unloaded and self.training and loss is not None and loss.requires_grad:
             loss.register_hook(self._note_gradient)
-        if prefill is not None and prefill.judge:
-            prefill.receive(safety_logits, safety_probs, self.config.safety_categories)
+        if prefill is not None and prefill.judged and prefill.collect(hidden_states):
+            verdict = self._judge(prefill.features, prefill.judged, prefill.batch_size, prefill.granularity)
+            prefill.receive(verdict, self.config.safety_categories)
 
         return SafeQwen2_5_VLCausalLMOutputWithPast(
             loss=loss,
@@ -441,6 +460,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         *args,
         do_safety: bool = False,
         safety_threshold: float | None = None,
+        granularity: str = "prompt",
         **kwargs,
     ):
         """
@@ -454,7 +474,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 Return the verdict; needs `return_dict_in_generate=True`, since plain tokens have no place for it.
             safety_threshold (`float` in [0, 1], *optional*):
                 Prompts whose unsafe probability, 1 - p(safe), is at least this end after the prefill: their answer is
-                the end-of-sequence token. Implies `do_safety`.
+                the end-of-sequence token. Implies `do_safety`. With `granularity="image"` that of the worst of a
+                prompt's pictures counts.
+            granularity (`str`, *optional*, defaults to `"prompt"`):
+                What one verdict is about: `"prompt"`, `"image"` or `"patch"`, as in `guard`.
+            streamer (*optional*):
+                As the library takes it. If it has a method `put_verdict`, that is called with the
+                [`SafeQwen2_5_VLVerdict`] before the first token of the answer is put.
             inputs, generation_config, logits_processor, args, kwargs:
                 As the library's `generate` takes them.
 
@@ -464,25 +490,34 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
         Raises:
             RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
-            ValueError: if `safety_threshold` is outside of [0, 1], or there is no category "safe" or end-of-sequence
-                token for it to work with; if pictures and placeholders do not fit together; with `mm_encoder_outputs`,
-                an `assistant_model`, or `prefill_chunk_size`, which splits pictures.
+            ValueError: on another granularity; if `safety_threshold` is outside of [0, 1], or comes with "patch", or
+                there is no category "safe" or end-of-sequence token for it to work with; if pictures and placeholders
+                do not fit together; with `mm_encoder_outputs` or an `assistant_model`; with `prefill_chunk_size` where
+                the library cannot split pictures.
         """
         judge = do_safety or safety_threshold is not None
+        self._check_granularity(granularity)
         if judge:
             self._refuse_unless_ready()
             if kwargs.get("mm_encoder_outputs") is not None:
                 raise ValueError(NEEDS_PIXELS)
             if kwargs.get("assistant_model") is not None:
                 raise ValueError("do_safety does not go with an assistant_model: judge with guard() first")
-            if self._generation_setting("prefill_chunk_size", generation_config, kwargs) is not None:
-                raise ValueError("prefill_chunk_size splits pictures over several passes: leave it out with do_safety")
+        if safety_threshold is not None:
+            eos_token_id = self._generation_setting("eos_token_id", generation_config, kwargs)
+            self._check_threshold(safety_threshold, eos_token_id, granularity)
         prefill = self._prepare_prefill(inputs, kwargs, judge)
         if prefill is not None:
             kwargs["prefill"] = prefill
+        if judge:
+            prefill.granularity, prefill.streamer = granularity, kwargs.get("streamer")
+            is_chunked = self._generation_setting("prefill_chunk_size", generation_config, kwargs) is not None
+            if is_chunked and (prefill.pictures is not None or not TAKES_ENCODED_PICTURES):
+                raise ValueError(
+                    "prefill_chunk_size does not go with a verdict after a kept cache, nor on transformers 4.x, which "
+                    "gives every chunk all the pictures: leave it out"
+                )
         if safety_threshold is not None:
-            eos_token_id = self._generation_setting("eos_token_id", generation_config, kwargs)
-            self._check_threshold(safety_threshold, eos_token_id)
             prefill.safety_threshold = safety_threshold
             logits_processor = LogitsProcessorList([*(logits_processor or []), EndFlagged(prefill, eos_token_id)])
 
@@ -500,7 +535,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             GenerateDecoderOnlyOutput: SafeQwen2_5_VLGenerateOutput,
             GenerateBeamDecoderOnlyOutput: SafeQwen2_5_VLGenerateBeamOutput,
         }[type(output)]
-        return with_verdict(**output, **prefill.verdict())
+        return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
 
     @torch.no_grad()
     def guard(
@@ -540,8 +575,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
             ValueError: on another granularity; if pictures, placeholders and masks do not fit together.
         """
-        if granularity not in ("prompt", "image", "patch"):
-            raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
+        self._check_granularity(granularity)
         self._refuse_unless_ready()
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"guard takes an attention_mask of 2 dimensions, got {attention_mask.ndim}")
@@ -579,38 +613,42 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state  # (prompts with a picture, length, hidden)
-        picture_sizes = [picture.size for picture in pictures]
-        if granularity == "prompt":
-            prompt_sizes = token_types.gt(TEXT).sum(dim=1).tolist()
-            logits = self._score(self._pool(hidden_states, token_types, prompt_sizes))
-            logits = self._spread(logits, rows, batch_size)
-        elif granularity == "image":
-            logits = self._score(self._pool(hidden_states, token_types, picture_sizes))
+        features = [hidden_states[rows.index(p.row), p.start : p.start + p.size] for p in pictures]
+        return self._judge(features, pictures, batch_size, granularity)
+
+    def _judge(self, features, pictures, batch_size, granularity):
+        """
+        The verdict on pictures.
+
+        Args:
+            features (`list` of `torch.FloatTensor` of shape `(picture.size, hidden_size)`): last hidden states.
+            pictures (`list[Picture]`): one or more, in the order of the prompts.
+            batch_size (`int`): number of prompts.
+            granularity (`str`): as in `guard`.
+
+        Returns:
+            [`SafeQwen2_5_VLVerdict`]
+        """
+        if granularity == "patch":
+            scores = self._score(torch.cat(features).float()).split([picture.size for picture in pictures])
+            maps = [tokens.unflatten(0, picture.shape) for tokens, picture in zip(scores, pictures)]
+            return SafeQwen2_5_VLVerdict(maps, [logits.softmax(dim=-1) for logits in maps])
+        if granularity == "image":
+            logits = self._score(torch.stack([tokens.float().mean(dim=0) for tokens in features]))
         else:
-            scores = self._score(self._pool(hidden_states, token_types, [1] * sum(picture_sizes)))
-            maps = zip(scores.split(picture_sizes), pictures)
-            logits = [tokens.unflatten(0, picture.shape) for tokens, picture in maps]
-            return SafeQwen2_5_VLVerdict(logits, [scores.softmax(dim=-1) for scores in logits])
+            rows = sorted({picture.row for picture in pictures})
+            logits = self._score(self._pool_prompts(features, pictures))
+            logits = self._spread(logits, rows, batch_size)
         return SafeQwen2_5_VLVerdict(logits, logits.softmax(dim=-1))
 
     @staticmethod
-    def _pool(hidden_states, token_types, sizes):
-        """
-        Means over consecutive groups of picture tokens.
-
-        Args:
-            hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`)
-            token_types (`torch.LongTensor` of shape `(batch_size, sequence_length)`)
-            sizes (`list[int]`): tokens in each group; the groups follow each other, prompt by prompt.
-
-        Returns:
-            `torch.FloatTensor` of shape `(len(sizes), hidden_size)`, float32.
-        """
-        tokens = hidden_states[token_types.gt(TEXT).to(hidden_states.device)]  # (picture tokens, hidden)
-        if not sizes:
-            return tokens.float()
+    def _pool_prompts(features, pictures):
+        """The mean over all of a prompt's picture tokens, `(prompts with a picture, hidden_size)`, float32."""
+        prompts = {}
+        for tokens, picture in zip(features, pictures):
+            prompts.setdefault(picture.row, []).append(tokens)
         # fp32: summing a thousand fp16 tokens loses the tail
-        return torch.stack([group.float().mean(dim=0) for group in tokens.split(sizes)])
+        return torch.stack([torch.cat(tokens).float().mean(dim=0) for tokens in prompts.values()])
 
     def _score(self, pooled):
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
@@ -670,7 +708,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 placeholders are torn apart, or if `attention_mask` hides them.
         """
         pictures = []
-        for modality, pixels, grids, token, field in (
+        for modality, pixels, grids, token, name in (
             (IMAGE, pixel_values, image_grid_thw, "<|image_pad|>", "image_grid_thw"),
             (VIDEO, pixel_values_videos, video_grid_thw, "<|video_pad|>", "video_grid_thw"),
         ):
@@ -679,7 +717,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             num_patches = 0 if pixels is None else pixels.shape[0]
             if num_patches != (num_needed := sum(math.prod(grid) for grid in grids)):
                 raise ValueError(
-                    f"the pixels hold {num_patches} patches, but {field} {grids} asks for {num_needed}: pass both as "
+                    f"the pixels hold {num_patches} patches, but {name} {grids} asks for {num_needed}: pass both as "
                     "the processor returned them"
                 )
             merge = self.config.vision_config.spatial_merge_size
@@ -687,7 +725,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             sizes = [math.prod(shape) for shape in shapes]
             if sum(sizes) != len(rows):
                 raise ValueError(
-                    f"the prompts hold {len(rows)} {token} tokens, but the {len(grids)} pictures in {field} need "
+                    f"the prompts hold {len(rows)} {token} tokens, but the {len(grids)} pictures in {name} need "
                     f"{sum(sizes)}: give each picture its placeholders and each placeholder its picture"
                 )
             first = 0
@@ -695,7 +733,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 last = first + size - 1
                 if rows[first] != rows[last] or columns[last] - columns[first] != size - 1:
                     raise ValueError(
-                        f"picture {index} in {field} needs {size} {token} tokens in a row, but its placeholders are "
+                        f"picture {index} in {name} needs {size} {token} tokens in a row, but its placeholders are "
                         "torn apart: the pictures are in another order than their placeholders, or of another size"
                     )
                 shape = shape if modality == VIDEO else shape[1:]
@@ -724,9 +762,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError("a verdict needs a prompt: pass input_ids or inputs_embeds")
         else:
             return None
-        prefill = Prefill(judge, batch_size=picture_ids.shape[0])
         cache = kwargs.get("past_key_values")
         cached = 0 if cache is None else int(cache.get_seq_length())
+        prefill = Prefill(batch_size=picture_ids.shape[0], cached=cached)
         has_pictures = any(kwargs.get(key) is not None for key in PICTURE_INPUTS)
         token_types = self._token_types(picture_ids)
         if has_pictures and TAKES_TOKEN_TYPES:
@@ -747,6 +785,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             return prefill
         *located, second_per_grid_ts = (kwargs.get(key) for key in PICTURE_INPUTS)
         pictures = self._locate_pictures(token_types, attention_mask, *located)
+        if judge:
+            prefill.judged = [picture for picture in pictures if picture.start >= cached]
         if not misplaced:
             return prefill
         _, image_grid_thw, _, video_grid_thw = located
@@ -820,8 +860,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 "from_pretrained (its base first and then an adapter), or train the guard with safety_labels."
             )
 
-    def _check_labels(self, safety_labels, num_picture_tokens):
-        num_categories, batch_size = self.config.num_safety_categories, len(num_picture_tokens)
+    def _check_labels(self, safety_labels, batch_size, rows_with_pictures):
+        num_categories = self.config.num_safety_categories
         if not isinstance(safety_labels, torch.Tensor) or safety_labels.dtype not in (torch.long, torch.int):
             got = getattr(safety_labels, "dtype", type(safety_labels).__name__)
             raise ValueError(f"safety_labels must be a tensor of integers (torch.long), got {got}")
@@ -830,16 +870,21 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 f"safety_labels must have one label for each of the {batch_size} prompts, got shape "
                 f"{tuple(safety_labels.shape)}"
             )
-        for row, (label, num_tokens) in enumerate(zip(safety_labels.tolist(), num_picture_tokens)):
+        for row, label in enumerate(safety_labels.tolist()):
             if label != -100 and not 0 <= label < num_categories:
                 raise ValueError(
                     f"safety_labels holds {label}, but the config has {num_categories} categories "
                     f"(0-{num_categories - 1}, or -100 for none); was the data labelled with another taxonomy?"
                 )
-            if label != -100 and num_tokens == 0:
+            if label != -100 and row not in rows_with_pictures:
                 raise ValueError(f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100")
 
-    def _check_threshold(self, safety_threshold, eos_token_id):
+    @staticmethod
+    def _check_granularity(granularity):
+        if granularity not in ("prompt", "image", "patch"):
+            raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
+
+    def _check_threshold(self, safety_threshold, eos_token_id, granularity):
         is_number = isinstance(safety_threshold, (int, float)) and not isinstance(safety_threshold, bool)
         if not is_number or not 0 <= safety_threshold <= 1:
             raise ValueError(f"safety_threshold must be a probability in [0, 1], got {safety_threshold!r}")
@@ -848,6 +893,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 "safety_threshold is compared with 1 - p(safe), but no category is named 'safe': "
                 f"{self.config.safety_categories}"
             )
+        if granularity == "patch":
+            raise ValueError("safety_threshold judges prompts or images, not patches: pass granularity='image'")
         if eos_token_id is None:
             raise ValueError("safety_threshold ends flagged answers with eos_token_id, but none is set: pass one")
 

@@ -5,6 +5,8 @@ import torch
 from tiny import IMAGE, VERSION_4, VIDEO, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
 from torch.testing import assert_close
 
+from safeqwen.hub.modeling_safeqwen import Picture
+
 
 CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
 CLIP = Pic(4, 4, seed=4, frames=3)
@@ -119,9 +121,9 @@ def test_half_precision_weights_give_float32_verdicts(state_dict, model, dtype):
 
 def test_half_precision_features_are_averaged_in_float32(model):
     # The mean of 1 and 1 + 2^-10 lies between two neighbours of float16.
-    hidden = torch.full((1, 4096, 1), 1.0, dtype=torch.float16)
-    hidden[0, ::2] = 1.0009765625
-    pooled = model._pool(hidden, torch.ones(1, 4096, dtype=torch.long), [4096])
+    features = torch.full((4096, 1), 1.0, dtype=torch.float16)
+    features[::2] = 1.0009765625
+    pooled = model._pool_prompts([features], [Picture(row=0, start=0, size=4096, modality=1, index=0, shape=(64, 64))])
     assert pooled.dtype == torch.float32
     assert pooled.item() == pytest.approx(1.00048828125, abs=1e-7)
 

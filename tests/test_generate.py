@@ -209,9 +209,82 @@ def test_an_assistant_model_is_refused(model, stock):
         model.generate(**batch([5, CAT]), do_safety=True, assistant_model=stock)
 
 
-def test_chunked_prefill_is_refused(model):
+@pytest.mark.skipif(VERSION_4, reason="transformers 4.57 gives every chunk all the pictures, and so fails or errs")
+@pytest.mark.parametrize("granularity", ["prompt", "image"])
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize("strategy", ["greedy", "beams"])
+def test_chunked_prefill_changes_no_verdict_and_no_token(model, stock, granularity, chunk, strategy):
+    inputs = batch([5, CAT, 7, DOG, 8], [6, SUN, 8], [9, 10])
+    kwargs = {**STRATEGIES[strategy], "max_new_tokens": 5, "prefill_chunk_size": chunk}
+    output = model.generate(**inputs, **kwargs, **WITH_VERDICT, granularity=granularity)
+    assert torch.equal(output.sequences, stock.generate(**for_stock(inputs), **kwargs))
+    expected = model.guard(**inputs, granularity=granularity).img_safety_logits
+    assert_close(output.img_safety_logits, expected, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not VERSION_4, reason="transformers 5.x can split pictures")
+def test_chunked_prefill_is_refused_where_the_library_cannot_split_pictures(model):
     with pytest.raises(ValueError, match="prefill_chunk_size"):
         model.generate(**batch([5, CAT]), do_safety=True, prefill_chunk_size=4)
+
+
+def test_chunked_prefill_after_a_kept_cache_is_refused(model):
+    first = model.generate(**batch([5, 6]), max_new_tokens=2, return_dict_in_generate=True)
+    whole = batch([*first.sequences[0].tolist(), CAT, 8])
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**whole, do_safety=True, prefill_chunk_size=4, past_key_values=first.past_key_values)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beams, two returned", "sampling, three returned"])
+@pytest.mark.parametrize("granularity", ["image", "patch"])
+def test_the_verdict_of_the_prefill_has_guards_granularities(model, granularity, strategy):
+    inputs = batch([5, CAT, 7, DOG], [9, 10], [6, CLIP, 8])
+    kwargs = {**STRATEGIES[strategy], "max_new_tokens": 2, **WITH_VERDICT}
+    output = model.generate(**inputs, **kwargs, granularity=granularity)
+    expected = model.guard(**inputs, granularity=granularity)
+    for field in ("img_safety_logits", "img_safety_probs"):
+        assert_close(output[field], expected[field], atol=1e-5, rtol=1e-5)
+
+
+def test_one_bad_picture_flags_its_prompt_when_pictures_are_judged_singly(mild):
+    inputs = batch([5, CAT, 7, DOG, 8], [9, 10], [6, SUN, 8])
+    first, second, third = (1 - mild.guard(**inputs, granularity="image").img_safety_probs[:, 0]).tolist()
+    kwargs = {"max_new_tokens": 1, "return_dict_in_generate": True, "granularity": "image"}
+    for threshold in (0.0, *(value + nudge for value in (first, second, third) for nudge in (-1e-5, 1e-5)), 1.0):
+        threshold = min(max(threshold, 0.0), 1.0)
+        flagged = mild.generate(**inputs, **kwargs, safety_threshold=threshold).safety_flagged.tolist()
+        assert flagged == [max(first, second) >= threshold, False, third >= threshold]
+
+
+def test_a_threshold_does_not_go_with_patches(model):
+    with pytest.raises(ValueError, match="not patches"):
+        model.generate(**batch([5, CAT]), safety_threshold=0.5, granularity="patch")
+
+
+def test_an_unknown_granularity_is_refused_by_generate(model):
+    with pytest.raises(ValueError, match="granularity must be"):
+        model.generate(**batch([5, CAT]), do_safety=True, granularity="pixel")
+
+
+def test_a_streamer_hears_the_verdict_before_the_answer(model):
+    events = []
+
+    class Streamer:
+        def put(self, value):
+            events.append(value.tolist())
+
+        def put_verdict(self, verdict):
+            events.append(verdict.img_safety_probs)
+
+        def end(self):
+            events.append("end")
+
+    inputs = batch([5, CAT, 7])
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False, streamer=Streamer(), **WITH_VERDICT)
+    prompt, verdict, *answer, end = events
+    assert prompt == inputs["input_ids"].tolist() and end == "end"
+    assert torch.equal(verdict, output.img_safety_probs)
+    assert sum(answer, []) == output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 # ---------------------------------------------------------------------------------------------- conversations, threads
