@@ -5,6 +5,7 @@ from tiny import TEXT_CONFIG, TOKEN_IDS, VISION_CONFIG, nested_config
 from transformers import Qwen2_5_VLConfig
 
 from safeqwen import CATEGORIES, SafeQwen2_5_VLConfig
+from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 
 
 PAPER_ORDER = """safe gender_discrimination race_discrimination religion_discrimination harassment
@@ -85,3 +86,9 @@ def test_the_guards_fields_do_not_leak_into_plain_qwen(tmp_path):
 def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         nested_config(**fields)
+
+
+def test_the_code_is_always_looked_for_beside_the_weights():
+    # as the library notes it when the checkpoint came from the Hub
+    theirs = {name: f"someone/SafeQwen--{reference}" for name, reference in AUTO_MAP.items()}
+    assert nested_config(auto_map=theirs).auto_map == AUTO_MAP
