@@ -342,8 +342,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             [`SafeQwen2_5_VLCausalLMOutputWithPast`]
 
         Raises:
-            RuntimeError: on `do_safety` without `safety_labels`, if guard or backbone hold weights that were neither
-                loaded nor trained; outside of training, if the features or scores are not finite.
+            RuntimeError: on `do_safety` without `safety_labels`, in training mode, where dropout makes verdicts
+                random, or if guard or backbone hold weights that were neither loaded nor trained.
+            FloatingPointError: outside of training, if the features or scores of a picture are not finite.
             ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers,
                 too many or few, out of range, or label a prompt without a picture.
         """
@@ -489,7 +490,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             asked for; otherwise what the library returns.
 
         Raises:
-            RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
+            RuntimeError, FloatingPointError: as `forward`.
             ValueError: on another granularity; if `safety_threshold` is outside of [0, 1], or comes with "patch", or
                 there is no category "safe" or end-of-sequence token for it to work with; if pictures and placeholders
                 do not fit together; with `mm_encoder_outputs` or an `assistant_model`; with `prefill_chunk_size` where
@@ -572,7 +573,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             [`SafeQwen2_5_VLVerdict`]
 
         Raises:
-            RuntimeError: as `forward`; also in training mode, where dropout makes verdicts random.
+            RuntimeError, FloatingPointError: as `forward`.
             ValueError: on another granularity; if pictures, placeholders and masks do not fit together.
         """
         self._check_granularity(granularity)
@@ -654,7 +655,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
-            raise RuntimeError(
+            raise FloatingPointError(
                 "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
                 "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
             )
@@ -918,6 +919,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As the library's; what the checkpoint lacked is remembered, and the model refuses to judge with it."""
         kwargs["output_loading_info"] = True
+        config = kwargs.get("config")
+        if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
+            kwargs["config"] = cls.config_class.from_dict(config.to_dict())
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except RuntimeError as error:

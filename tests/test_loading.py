@@ -33,7 +33,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from safeqwen import SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
+import safeqwen
+from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
 
 
@@ -477,3 +478,53 @@ def test_the_guard_of_the_7b_model_has_its_released_size():
         "mlp.3.bias": (20,),
     }
     assert sum(p.numel() for p in head.parameters()) == 6_460_180
+
+
+# --------------------------------------------------------------------------------------------------- safeqwen.load
+
+
+def test_load_gives_a_judging_model_and_its_processor(tmp_path, state_dict, model):
+    folder = write_released_folder(tmp_path / "released", state_dict, torch.float16)
+    for file in DEMO_CHECKPOINT.iterdir():  # a processor
+        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
+            shutil.copy(file, folder)
+    loaded, processor = safeqwen.load(folder, device="cpu")
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    assert not loaded.training and loaded.dtype == torch.float32  # saved in float16
+    assert_same_tensors(loaded, {name: tensor.half().float() for name, tensor in state_dict.items()})
+    assert safeqwen.load(folder, device="cpu", dtype="auto")[0].dtype == torch.float16
+    with pytest.raises(ValueError, match="not both"):
+        safeqwen.load(folder, device="cpu", device_map="auto")
+
+
+def test_load_without_a_path_is_the_demo():
+    loaded, processor = safeqwen.load()
+    assert loaded.config.text_config.hidden_size == 192
+    assert processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") == loaded.config.image_token_id
+
+
+def test_load_passes_the_hub_switches_on(tmp_path, state_dict):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--SafeQwen-tiny"
+    folder = write_released_folder(repository / "snapshots" / commit, state_dict)
+    for file in DEMO_CHECKPOINT.iterdir():
+        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
+            shutil.copy(file, folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "tried").write_text(commit)
+    hub = {"cache_dir": tmp_path, "revision": "tried", "local_files_only": True, "token": "hf_none"}
+    loaded, _ = safeqwen.load("someone/SafeQwen-tiny", device="cpu", **hub)
+    assert_same_tensors(loaded, state_dict)
+    with pytest.raises(OSError):
+        safeqwen.load("someone/SafeQwen-tiny", device="cpu", **{**hub, "revision": "main"})
+
+
+def test_a_plain_config_takes_nothing_from_the_guard(tmp_path, state_dict, model):
+    folder = write_released_folder(
+        tmp_path / "released", state_dict, safety_categories=[f"harm {i}" for i in range(20)]
+    )
+    plain = AutoConfig.from_pretrained(folder)
+    assert type(plain) is Qwen2_5_VLConfig
+    loaded = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, config=plain, dtype=torch.float32)
+    assert loaded.config.safety_categories == [f"harm {i}" for i in range(20)]
+    assert torch.equal(verdict(loaded), verdict(model))

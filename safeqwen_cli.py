@@ -1,0 +1,106 @@
+"""The command `safeqwen`: its arguments. The work is done in the package, which is imported when a command runs.
+
+This file stands beside the package because importing anything inside of it loads torch and transformers, for which
+`safeqwen --help` need not wait.
+"""
+
+import argparse
+import sys
+
+
+JUDGE = """\
+Judge pictures, and answer a question about each with --ask.
+
+For each picture a table of the categories above 10 %, from the same pass that starts the answer. The verdict is the
+model's estimate, not a decision: choose what to do about it on your own data.
+"""
+
+EXIT_CODES = """\
+exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
+judged all the same); 2 wrong usage, or the model could not be loaded; 3 with --fail-on-unsafe, a picture was judged
+unsafe (whether or not another could not be judged).
+
+--json writes one object a line, in the order of the pictures:
+  image     (string) as given
+  label     (string or null) the likeliest category
+  score     (number or null) its probability in [0, 1]
+  unsafe    (number or null) 1 - p(safe); null too if the model has no category "safe"
+  scores    (object or null) the probability of each category, in the model's order
+  frames    (number or null) how many frames of an animation were judged; 1 for a still picture
+  answer    (string or null) with --ask; the same for all pictures with --together
+  model     (string) as given, or "demo"
+  error     (string or null) why there is no verdict; all fields above but image are then null
+Later versions may add fields, and will not change these.
+"""
+
+
+def probability(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="safeqwen", description="Qwen2.5-VL with a guard that judges the pictures.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    judge = commands.add_parser(
+        "judge",
+        help="judge pictures and answer about them",
+        description=JUDGE,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    judge.add_argument("images", nargs="+", metavar="IMAGE", help="a picture file or an http(s) URL")
+    judge.add_argument("--ask", metavar="TEXT", help="answer this about each picture, streamed")
+    judge.add_argument("--together", action="store_true", help="all pictures in one prompt; each is still judged")
+    judge.add_argument(
+        "--fail-on-unsafe", action="store_true", help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at"
+    )
+    judge.add_argument(
+        "--unsafe-at", type=probability, metavar="P", default=0.5, help="probability in [0, 1] (default: %(default)s)"
+    )
+
+    output = judge.add_argument_group("output")
+    output.add_argument(
+        "--top", type=positive, metavar="K", help="the K likeliest categories instead of those over 10 %%"
+    )
+    output.add_argument("--json", action="store_true", help="one object a line, as documented below")
+
+    model = judge.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: the demo, drawings only)")
+    model.add_argument("--revision", help="branch, tag or commit of the repository")
+    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
+    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
+    model.add_argument("--local-files-only", action="store_true", help="download nothing")
+    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
+    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+
+    answer = judge.add_argument_group("limits")
+    answer.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", default=256, help="of an answer (default: %(default)s)"
+    )
+    answer.add_argument(
+        "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
+    )
+    return parser
+
+
+def main(argv=None):
+    """Runs the command line `argv` (by default the process's own) and returns its exit code."""
+    args = build_parser().parse_args(argv)
+
+    from safeqwen import judge
+
+    return judge.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

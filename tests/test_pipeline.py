@@ -1,0 +1,242 @@
+"""`pipeline("image-safety")` judges what image pipelines take, as stock Qwen2.5-VL and the guard's algebra would."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from tiny import VERSION_4, head_by_hand
+from torch.testing import assert_close
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipeline
+
+import safeqwen
+from safeqwen import DEMO_CHECKPOINT, SafetyPipeline, UnreadableImage
+from safeqwen.pictograms import draw
+
+
+SEED = 3_000_000
+CATEGORIES = [category.name for category in safeqwen.CATEGORIES]
+PICTURE = draw("weapon_related_violence", SEED, size=168)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return pipeline("image-safety", model=str(DEMO_CHECKPOINT), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Picture -> {category: probability}, by stock Qwen2.5-VL, its processor and the guard's algebra."""
+    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(DEMO_CHECKPOINT)
+    weights = safeqwen.load()[0].state_dict()
+
+    def probabilities(picture):
+        messages = [{"role": "user", "content": [{"type": "image"}]}]
+        text = processor.apply_chat_template(messages, tokenize=False)
+        inputs = processor(text=[text], images=[picture], return_tensors="pt")
+        image_tokens = inputs["input_ids"][0] == stock.config.image_token_id
+        if VERSION_4:
+            inputs.pop("mm_token_type_ids", None)
+        with torch.no_grad():
+            hidden_states = stock.model(**inputs).last_hidden_state[0]
+        probs = head_by_hand(weights, hidden_states[image_tokens].mean(dim=0)).softmax(-1)
+        return dict(zip(CATEGORIES, probs.tolist()))
+
+    return probabilities
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_dict(verdict):
+    return {entry["label"]: entry["score"] for entry in verdict}
+
+
+def assert_verdict(verdict, expected):
+    scores = as_dict(verdict)
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    for name, score in scores.items():
+        assert score == pytest.approx(expected[name], abs=1e-5)
+
+
+def test_a_verdict_is_stocks_hidden_states_through_the_guard(judge, expected):
+    verdict = judge(PICTURE, top_k=20)
+    assert len(verdict) == 20
+    assert_verdict(verdict, expected(PICTURE))
+
+
+def test_every_source_of_a_picture_gives_its_verdict(judge, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(PICTURE))
+    encoded = base64.b64encode(png(PICTURE)).decode()
+    sources = [
+        path,
+        str(path),
+        png(PICTURE),
+        io.BytesIO(png(PICTURE)),
+        encoded,
+        f"data:image/png;base64,{encoded}",
+        np.asarray(PICTURE),
+        torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1),
+        {"bytes": png(PICTURE), "path": None},
+        {"image": PICTURE, "label": 3},
+    ]
+    for source in sources:
+        assert judge(source) == judge(PICTURE), source
+
+
+SIZES = (112, 224, 150, 90, 300, 64, 200, 500, 170)
+MIXED = [
+    draw(CATEGORIES[2 * i], SEED + i, size=size).resize((size, size // (1 + i % 3))) for i, size in enumerate(SIZES)
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_lists_generators_and_datasets_are_judged_in_their_order(judge, expected, batch_size, num_workers):
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(MIXED)
+
+        def __getitem__(self, index):
+            return {"image": MIXED[index]}
+
+    kwargs = {"batch_size": batch_size, "num_workers": num_workers, "top_k": 20}
+    verdicts = judge(MIXED, **kwargs)
+    assert isinstance(verdicts, list)
+    for picture, verdict in zip(MIXED, verdicts, strict=True):
+        assert_verdict(verdict, expected(picture))
+    assert list(judge((picture for picture in MIXED), **kwargs)) == verdicts
+    assert list(judge(Rows(), **kwargs)) == verdicts
+
+
+def test_a_generator_is_read_only_as_far_as_it_is_asked(judge):
+    read = []
+
+    def pictures():
+        for i in range(1000):
+            read.append(i)
+            yield PICTURE
+
+    verdicts = judge(pictures(), batch_size=2)
+    next(verdicts)
+    assert len(read) <= 8
+
+
+def test_no_pictures_are_no_verdicts(judge):
+    assert judge([]) == []
+
+
+def test_a_batch_holds_no_more_tokens_than_allowed(judge):
+    shapes = []
+    embed = judge.model.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda module, args, output: shapes.append(output.shape[:2]))
+    try:
+        verdicts = judge(MIXED, batch_size=9, max_batch_tokens=100)
+    finally:
+        hook.remove()
+    assert len(verdicts) == 9
+    assert sum(rows for rows, _ in shapes) == 9 and len(shapes) > 1
+    assert all(rows * length <= 100 for rows, length in shapes)
+    assert len(shapes) < 9
+    shapes.clear()
+    assert judge(MIXED, batch_size=9, max_batch_tokens=1, top_k=1) == [verdict[:1] for verdict in verdicts]
+
+
+def test_one_bad_picture_costs_the_others_nothing(judge, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    verdicts = judge([PICTURE, str(tmp_path / "empty.png"), tmp_path / "gone.png", PICTURE], batch_size=3)
+    for verdict in (verdicts[0], verdicts[3]):
+        assert as_dict(verdict) == pytest.approx(as_dict(judge(PICTURE)), abs=1e-6)
+    assert [list(verdict) for verdict in verdicts[1:3]] == [["error"], ["error"]]
+    assert "empty.png" in verdicts[1]["error"] and "gone.png" in verdicts[2]["error"]
+    with pytest.raises(UnreadableImage, match="gone.png"):
+        judge(tmp_path / "gone.png")
+
+
+def test_a_picture_that_overflows_costs_the_others_nothing(judge, monkeypatch):
+    bad = judge.image_inputs([draw("safe", SEED, size=112)])
+    bad["pixel_values"] = torch.full_like(bad["pixel_values"], float("inf"))
+    usual = SafetyPipeline.preprocess
+
+    def preprocess(self, image, **kwargs):
+        return bad if image == "overflows" else usual(self, image, **kwargs)
+
+    monkeypatch.setattr(SafetyPipeline, "preprocess", preprocess)
+    verdicts = judge([PICTURE, "overflows", PICTURE], batch_size=3)
+    assert as_dict(verdicts[0]) == pytest.approx(as_dict(judge(PICTURE)), abs=1e-6)
+    assert verdicts[0] == verdicts[2]
+    assert "NaN or infinite" in verdicts[1]["error"]
+
+
+def test_an_animation_is_as_unsafe_as_its_worst_frame(judge, tmp_path):
+    frames = [draw("safe", SEED + 1), draw("suicide", SEED + 2), draw("safe", SEED + 3)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    verdict = judge(tmp_path / "moving.webp", top_k=20)
+    assert as_dict(verdict) == pytest.approx(as_dict(judge(frames[1], top_k=20)), abs=1e-5)
+    singly = judge(tmp_path / "moving.webp", top_k=20, max_batch_tokens=1)
+    assert as_dict(singly) == pytest.approx(as_dict(verdict), abs=1e-6)
+
+
+def test_top_k_and_threshold_choose_what_is_returned(judge):
+    everything = judge(PICTURE, top_k=20)
+    assert len(judge(PICTURE)) == 5
+    assert judge(PICTURE, top_k=3) == everything[:3]
+    assert judge(PICTURE, top_k=100) == everything
+    bound = (everything[1]["score"] + everything[2]["score"]) / 2
+    assert judge(PICTURE, threshold=bound) == everything[:2]
+    assert judge(PICTURE, threshold=1.0) == everything[:1]  # never empty: nothing is not a verdict
+    fixed = SafetyPipeline(judge.model, judge.processor, top_k=1)
+    assert fixed(PICTURE) == everything[:1]
+    assert fixed(PICTURE, top_k=2) == everything[:2]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"top_k": 0},
+        {"top_k": 1.5},
+        {"threshold": 1.1},
+        {"threshold": -0.1},
+        {"batch_size": 0},
+        {"max_batch_tokens": 0},
+    ],
+)
+def test_arguments_out_of_range_are_refused(judge, argument):
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        judge(PICTURE, **argument)
+
+
+def test_a_model_without_a_guard_is_refused(judge):
+    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT)
+    with pytest.raises(ValueError, match="no guard"):
+        SafetyPipeline(stock, judge.processor)
+    with pytest.raises(ValueError, match="processor"):
+        SafetyPipeline(judge.model)
+
+
+def test_an_untrained_guard_does_not_judge(judge):
+    config = judge.model.config.to_dict() | {"safety_categories": ["safe", "cat"], "num_safety_categories": 2}
+    model = safeqwen.SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
+        DEMO_CHECKPOINT, config=safeqwen.SafeQwen2_5_VLConfig.from_dict(config), ignore_mismatched_sizes=True
+    )
+    with pytest.raises(RuntimeError, match="neither loaded nor trained"):
+        SafetyPipeline(model, judge.processor)([PICTURE])
+
+
+def test_the_prompt_is_the_processors(judge):
+    text = judge.processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
+    seen = []
+    embed = judge.model.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    try:
+        judge(PICTURE)
+    finally:
+        hook.remove()
+    ids = judge.processor(text=[text], images=[PICTURE], return_tensors="pt")["input_ids"]
+    assert_close(seen[0], ids[:, : seen[0].shape[1]])  # guard reads no further than the picture
