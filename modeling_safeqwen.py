@@ -9,6 +9,7 @@ Read in this order: `SafetyHead` (the guard), `forward`, `generate`, `guard`; th
 right (`_locate_pictures`, `_refuse_unless_ready`, `from_pretrained`).
 """
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch.torch_version import TorchVersion
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_safeqwen import SafeQwen2_5_VLConfig
@@ -50,6 +52,7 @@ except ImportError:  # transformers 4.x renames the tensors of released folders 
 
 TEXT, IMAGE, VIDEO = 0, 1, 2  # the values of mm_token_type_ids
 GUARD = "img_safety_head"
+UNQUANTIZED = ("lm_head", GUARD, f"{GUARD}.mlp")  # HQQ compares names without the layers' numbers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NEEDS_PIXELS = "do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs"
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -226,31 +229,43 @@ class SafetyHead(nn.Module):
             width = hidden
         self.mlp = nn.Sequential(*layers, nn.Linear(width, config.num_safety_categories))
         self.trained = False
-        self._bias_at_gradient = None
+        self._bias_at_gradient = []  # at most one; a list, since the replicas of DataParallel share it
 
     def forward(self, pooled):
         dtype = self.mlp[0].weight.dtype
         # Quantised weights are stored as integers, which would cut the features off; their layers cast for themselves.
         logits = self.mlp(pooled.to(dtype) if dtype.is_floating_point else pooled)
-        if self.training and not self.trained and all(p.requires_grad for p in self.parameters()):
+        if logits.requires_grad and self.training and not self.trained and self._is_trainable():
             logits.register_hook(self._note_gradient)
         return logits.float()  # the softmax of half-precision logits loses the small probabilities
 
     def is_trained(self):
         """`bool`: whether the weights were loaded or trained."""
         bias = self.mlp[-1].bias
-        if not self.trained and self._bias_at_gradient is not None:
-            self.trained = not torch.equal(self._bias_at_gradient.to(bias), bias)
+        if not self.trained and self._bias_at_gradient and not bias.is_meta:  # on meta: offloaded, out of sight
+            self.trained = not torch.equal(self._bias_at_gradient[0].to(bias), bias)
         return self.trained
+
+    def _is_trainable(self):
+        # By attribute: a replica of DataParallel has no parameters().
+        layers = [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+        return all(tensor.requires_grad for layer in layers for tensor in (layer.weight, layer.bias))
 
     def _note_gradient(self, gradient):
         # A gradient that overflowed in half precision leads to no step: the gradient scaler skips it.
-        if self._bias_at_gradient is None and gradient.isfinite().all() and gradient.any():
-            self._bias_at_gradient = self.mlp[-1].bias.detach().clone()
+        if not self._bias_at_gradient and gradient.isfinite().all() and gradient.any():
+            self._bias_at_gradient.append(self.mlp[-1].bias.detach().clone())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.trained = self.trained or all(_fits(state_dict, prefix, *named) for named in self.named_parameters())
+        if all(_fits(state_dict, prefix, *named) for named in self.named_parameters()):
+            self.trained = self._looks_trained()
+
+    def _looks_trained(self):
+        # A guard starts with a bias of zeros, which its first step of training moves. This is all that tells an
+        # adapter's guard that was never trained from one that was.
+        bias = self.mlp[-1].bias
+        return not bias.is_meta and bool(bias.any())
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -268,6 +283,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     config_class = SafeQwen2_5_VLConfig
     _auto_class = "AutoModelForImageTextToText"  # makes save_pretrained copy this file and write the auto_map
+    _no_split_modules = [*(Qwen2_5_VLForConditionalGeneration._no_split_modules or ()), "SafetyHead"]
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -828,7 +844,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     def _untrained(self):
         """`list[str]`: what is still random: `GUARD` as a whole, then the names of backbone tensors."""
         if self._sums_at_gradient:  # which of them an optimizer has moved is seen in their sums
-            parameters = dict(self.named_parameters())
+            parameters = {name: p for name, p in self.named_parameters() if not p.is_meta}  # on meta: offloaded
             moved = {
                 name
                 for name, total in self._sums_at_gradient.items()
@@ -910,18 +926,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     def _note_gradient(self, gradient):
         """Remembers the random tensors as they are when training begins."""
         for name, parameter in self.named_parameters():
-            if name in self._unloaded and name not in self._sums_at_gradient and parameter.requires_grad:
-                self._sums_at_gradient[name] = _total(parameter)
+            if name in self._unloaded and name not in self._sums_at_gradient:
+                if parameter.requires_grad and not parameter.is_meta:
+                    self._sums_at_gradient[name] = _total(parameter)
 
     # ---------------------------------------------------------------------------------------------- loading and saving
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As the library's; what the checkpoint lacked is remembered, and the model refuses to judge with it."""
+        """
+        As the library's; what the checkpoint lacked is remembered, and the model refuses to judge with it.
+
+        A `quantization_config` that is given here is applied to everything but the guard and `lm_head`.
+        """
         kwargs["output_loading_info"] = True
         config = kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
             kwargs["config"] = cls.config_class.from_dict(config.to_dict())
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _sparing(kwargs["quantization_config"])
+        elif kwargs.get("load_in_8bit") or kwargs.get("load_in_4bit"):  # transformers 4.x
+            kwargs["llm_int8_skip_modules"] = _with_unquantized(kwargs.get("llm_int8_skip_modules"))
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except RuntimeError as error:
@@ -947,7 +972,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             saved, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **options)
             if cls.config_class.from_dict(saved).safety_categories != model.config.safety_categories:
                 untrained.add(GUARD)
-        model.img_safety_head.trained = not any(name.startswith(GUARD) for name in untrained)
+        for head in model._guards():
+            head.trained = not any(name.startswith(GUARD) for name in untrained)
         model._unloaded = {name for name in untrained if not name.startswith(GUARD)}
         return (model, info) if output_loading_info else model
 
@@ -955,6 +981,21 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         super()._load_from_state_dict(state_dict, prefix, *args)
         parameters = dict(self.named_parameters())
         self._unloaded = {name for name in self._unloaded if not _fits(state_dict, prefix, name, parameters.get(name))}
+
+    def load_adapter(self, *args, **kwargs):
+        """As the library's; an adapter's guard judges if it was trained, whatever the guard that it replaces."""
+        before = {id(head) for head in self._guards()}
+        info = super().load_adapter(*args, **kwargs)
+        original = self._guards()[0]
+        for head in self._guards():
+            # transformers 5.x does not load through load_state_dict
+            if id(head) not in before and not torch.equal(head.mlp[-1].bias, original.mlp[-1].bias):
+                head.trained = head._looks_trained()
+        return info
+
+    def _guards(self):
+        """`list[SafetyHead]`: the model's own guard, then those of its adapters."""
+        return [module for module in self.modules() if isinstance(module, SafetyHead)]
 
     def save_pretrained(self, *args, **kwargs):
         """As the library's; which tensors are still random is saved with them, and they do not judge when loaded."""
@@ -980,6 +1021,23 @@ def _fits(state_dict, prefix, name, parameter):
 def _total(parameter):
     """A float that changes when the parameter is trained."""
     return parameter.detach().double().sum().item()
+
+
+def _with_unquantized(skipped):
+    """`list[str]`: the names of `skipped` modules, with those that are never quantised."""
+    return [*(skipped or ()), *(name for name in UNQUANTIZED if name not in (skipped or ()))]
+
+
+def _sparing(quantization_config):
+    """A copy of the quantisation config that leaves the guard and `lm_head` in full precision."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    sparing = copy.deepcopy(quantization_config)
+    # The names of most quantisers, of bitsandbytes and of HQQ; GPTQ has none and quantises decoder layers only.
+    for field in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
+        if hasattr(sparing, field):
+            setattr(sparing, field, _with_unquantized(getattr(sparing, field)))
+    return sparing
 
 
 def _mismatched(loading_info):
