@@ -259,13 +259,7 @@ class SafetyHead(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if all(_fits(state_dict, prefix, *named) for named in self.named_parameters()):
-            self.trained = self._looks_trained()
-
-    def _looks_trained(self):
-        # A guard starts with a bias of zeros, which its first step of training moves. This is all that tells an
-        # adapter's guard that was never trained from one that was.
-        bias = self.mlp[-1].bias
-        return not bias.is_meta and bool(bias.any())
+            self.trained = _looks_trained(state_dict[f"{prefix}mlp.{len(self.mlp) - 1}.bias"])
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -986,12 +980,20 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """As the library's; an adapter's guard judges if it was trained, whatever the guard that it replaces."""
         before = {id(head) for head in self._guards()}
         info = super().load_adapter(*args, **kwargs)
-        original = self._guards()[0]
+        base = self._guards()[0].mlp[-1].bias
         for head in self._guards():
-            # transformers 5.x does not load through load_state_dict
-            if id(head) not in before and not torch.equal(head.mlp[-1].bias, original.mlp[-1].bias):
-                head.trained = head._looks_trained()
+            if id(head) in before:
+                continue
+            bias = head.mlp[-1].bias  # transformers 5.x does not load it through load_state_dict
+            if bias.is_meta or base.is_meta or not torch.equal(bias, base.to(bias.device)):
+                head.trained = _looks_trained(bias)
         return info
+
+    def enable_adapters(self):
+        """As the library's, which would leave a disabled adapter's guard off and turn only its LoRA on."""
+        super().enable_adapters()
+        if not isinstance(self.img_safety_head, SafetyHead):
+            self.img_safety_head.enable_adapters(enabled=True)
 
     def _guards(self):
         """`list[SafetyHead]`: the model's own guard, then those of its adapters."""
@@ -1016,6 +1018,15 @@ def _fits(state_dict, prefix, name, parameter):
     """Whether the state dict holds the parameter, in its shape."""
     tensor = state_dict.get(prefix + name)
     return tensor is not None and parameter is not None and tensor.shape == parameter.shape
+
+
+def _looks_trained(bias):
+    """
+    Whether a guard with this last bias was trained: it starts with zeros, which the first step moves.
+
+    Nothing else tells the guard of an adapter that was never trained from one that was.
+    """
+    return not bias.is_meta and bool(bias.any())
 
 
 def _total(parameter):

@@ -193,6 +193,7 @@ def test_tied_embeddings_are_not_taken_for_missing_weights(tmp_path):
     text_config = {**nested_config().text_config.to_dict(), "tie_word_embeddings": True}
     config = nested_config(text_config=text_config, tie_word_embeddings=True)
     model = SafeQwen2_5_VLForConditionalGeneration(config).eval()
+    torch.nn.init.ones_(model.img_safety_head.mlp[-1].bias)  # zeros are what a guard starts with
     model.load_state_dict(model.state_dict())
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
@@ -384,6 +385,24 @@ def test_load_state_dict_lifts_the_refusal_only_when_complete(state_dict):
     head = SafeQwen2_5_VLForConditionalGeneration(nested_config()).img_safety_head
     head.load_state_dict({"mlp.0.weight": state_dict["img_safety_head.mlp.0.weight"]}, strict=False)
     assert not head.trained
+
+
+def test_a_state_dict_of_a_guard_that_was_never_trained_does_not_judge(state_dict):
+    guard = SafeQwen2_5_VLForConditionalGeneration(nested_config()).img_safety_head.state_dict()
+    for model in (SafeQwen2_5_VLForConditionalGeneration(nested_config()).eval(), build_guarded(state_dict)):
+        model.load_state_dict({**state_dict, **{f"img_safety_head.{name}": tensor for name, tensor in guard.items()}})
+        assert_refuses(model, "guard .* neither loaded nor trained")
+
+
+def test_a_new_guard_starts_with_a_bias_of_zeros(tmp_path, state_dict, stock):
+    folder = write_released_folder(tmp_path / "released", state_dict)
+    stock.save_pretrained(tmp_path / "plain")
+    for model in (
+        SafeQwen2_5_VLForConditionalGeneration(nested_config()),
+        ROUTES["class"](tmp_path / "plain", dtype=torch.float32),
+        ROUTES["class"](folder, safety_categories=["safe", "cat"], ignore_mismatched_sizes=True),
+    ):
+        assert not model.img_safety_head.mlp[-1].bias.any()
 
 
 # ------------------------------------------------------------------------------------------------------------ training
