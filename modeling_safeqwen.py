@@ -10,6 +10,7 @@ right (`_locate_pictures`, `_refuse_unless_ready`, `from_pretrained`).
 """
 
 import copy
+import functools
 import inspect
 import math
 from dataclasses import dataclass, field
@@ -212,6 +213,20 @@ class EndFlagged(LogitsProcessor):
         return torch.where(flagged[:, None], end, scores)
 
 
+def moves_inputs(method):
+    """Lets `method` take tensors from any device, as a model does that accelerate has spread over several."""
+
+    @functools.wraps(method)
+    def moving(self, *args, **kwargs):
+        if not hasattr(self, "_hf_hook"):  # else accelerate moves them
+            device = self.get_input_embeddings().weight.device
+            args = [_moved(value, device) for value in args]
+            kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
+        return method(self, *args, **kwargs)
+
+    return moving
+
+
 class SafetyHead(nn.Module):
     """
     The Visual Guard Module: `(..., hidden_size)` pooled features -> `(..., num_safety_categories)` logits.
@@ -309,6 +324,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     # ------------------------------------------------------------------------------------------------- the verdict
 
+    @moves_inputs
     @can_return_tuple
     def forward(
         self,
@@ -463,6 +479,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             safety_loss=safety_loss,
         )
 
+    @moves_inputs
     def generate(
         self,
         inputs=None,
@@ -548,6 +565,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         }[type(output)]
         return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
 
+    @moves_inputs
     @torch.no_grad()
     def guard(
         self,
@@ -1012,6 +1030,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         model_kwargs.pop("prefill", None)  # the steps after the prefill are the library's own
         return model_kwargs
+
+
+def _moved(value, device):
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _fits(state_dict, prefix, name, parameter):

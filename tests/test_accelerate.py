@@ -1,0 +1,188 @@
+"""Spread over devices, offloaded to the CPU or to disk, the model says what it says in one piece."""
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
+from other_device import FIRST, SECOND, Devices
+from safetensors import SafetensorError
+from test_loading import INPUTS, assert_refuses, rewrite
+from tiny import VERSION_4, Pic, batch, nested_config, write_released_folder
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from safeqwen import SafeQwen2_5_VLForConditionalGeneration
+
+
+LABELS = torch.tensor([3, 7])
+GENERATE = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+PARTS = ("model.visual", "model.language_model", "lm_head", "img_safety_head")
+
+
+@torch.no_grad()
+def outcome(model, inputs=INPUTS):
+    """Everything that the model says about the batch, on the CPU."""
+    judged = model(**inputs, do_safety=True)
+    answer = model.generate(**inputs, **GENERATE, do_safety=True)
+    flagged = model.generate(**inputs, **GENERATE, safety_threshold=0.5)
+    says = {
+        "logits": judged.logits,
+        "forward": judged.img_safety_logits,
+        "loss": model(**inputs, labels=inputs["input_ids"], safety_labels=LABELS).loss,
+        "guard": model.guard(**inputs).img_safety_logits,
+        "image": model.guard(**inputs, granularity="image").img_safety_logits,
+        "patch": torch.cat([scores.flatten(0, 1) for scores in model.guard(**inputs, granularity="patch")[0]]),
+        "generate": answer.img_safety_logits,
+        "text": answer.sequences,
+        "flagged": flagged.safety_flagged,
+        "text of the flagged": flagged.sequences,
+    }
+    return {name: tensor.to("cpu") for name, tensor in says.items()}
+
+
+def assert_same(one, other):
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def load(folder, **kwargs):
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------ placed on load
+
+MAPS = {
+    "auto": {"device_map": "auto"},
+    "auto, most of it on disk": {"device_map": "auto", "max_memory": {"cpu": 300_000}},
+    "guard on disk": {"device_map": {**dict.fromkeys(PARTS, "cpu"), "img_safety_head": "disk"}},
+    "vision tower on disk": {"device_map": {**dict.fromkeys(PARTS, "cpu"), "model.visual": "disk"}},
+}
+if not VERSION_4:
+    MAPS["all on disk"] = {"device_map": {"": "disk"}}
+
+
+@pytest.mark.parametrize("placement", MAPS)
+def test_a_placed_model_says_what_it_says_in_one_piece(tmp_path, state_dict, model, placement):
+    folder = write_released_folder(tmp_path / "released", state_dict)
+    placed = load(folder, offload_folder=tmp_path / "offload", **MAPS[placement])
+    assert any(parameter.is_meta for parameter in placed.parameters()) == ("disk" in placement)
+    assert_same(outcome(placed), outcome(model))
+
+
+@pytest.mark.skipif(not VERSION_4, reason="5.x loads all of a model to disk")
+def test_on_4_x_neither_stock_qwen_nor_we_load_all_of_a_model_to_disk(tmp_path, state_dict):
+    folder = write_released_folder(tmp_path / "released", state_dict)
+    for model_class in (Qwen2_5_VLForConditionalGeneration, SafeQwen2_5_VLForConditionalGeneration):
+        with pytest.raises(SafetensorError, match="device disk is invalid"):
+            model_class.from_pretrained(folder, device_map={"": "disk"}, offload_folder=tmp_path / "offload")
+
+
+@pytest.mark.parametrize("part", ["img_safety_head", "img_safety_head.mlp.3.bias", "model.norm"])
+@pytest.mark.parametrize("placement", MAPS)
+def test_a_placed_model_that_lacks_a_part_does_not_judge(tmp_path, state_dict, placement, part):
+    folder = rewrite(write_released_folder(tmp_path / "released", state_dict), drop=[part])
+    try:
+        placed = load(folder, offload_folder=tmp_path / "offload", **MAPS[placement])
+    except (KeyError, ValueError, RuntimeError):  # the library itself cannot take from disk what is not there
+        assert "disk" in placement
+        return
+    with pytest.raises((RuntimeError, KeyError), match="neither loaded nor trained"):
+        placed.guard(**INPUTS)
+
+
+def test_the_guard_is_never_split_over_devices(model):
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    split = set()
+    for first in range(0, total, 2000):
+        placed = infer_auto_device_map(
+            model, {"cpu": first, "disk": 10 * total}, no_split_module_classes=list(model._no_split_modules)
+        )
+        guard = [name for name in placed if name.startswith("img_safety_head.")]
+        split |= {name for name in placed if name.startswith("model.language_model.")}
+        assert not guard, placed
+    assert split  # other parts were
+
+
+# ----------------------------------------------------------------------------------------------- dispatched afterwards
+
+
+@pytest.mark.parametrize("way", ["cpu_offload", "disk_offload"])
+def test_an_offloaded_model_says_what_it_says_in_one_piece(tmp_path, state_dict, model, way):
+    expected = outcome(model)
+    if way == "cpu_offload":
+        offloaded = cpu_offload(model, execution_device="cpu")
+    else:
+        offloaded = disk_offload(model, tmp_path, execution_device="cpu")
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    assert_same(outcome(offloaded), expected)
+    random = cpu_offload(SafeQwen2_5_VLForConditionalGeneration(nested_config()).eval(), execution_device="cpu")
+    assert_refuses(random, "neither loaded nor trained")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_guard_that_was_offloaded_after_training_judges_if_its_training_was_seen(tmp_path, stock, seen):
+    stock.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    model(**INPUTS, safety_labels=LABELS).loss.backward()
+    optimizer.step()
+    if seen:
+        expected = model.eval().guard(**INPUTS).img_safety_probs
+    offloaded = cpu_offload(model.eval(), execution_device="cpu")
+    if seen:
+        assert torch.equal(offloaded.guard(**INPUTS).img_safety_probs, expected)
+    else:  # its weights are out of sight, so it may be random still
+        assert_refuses(offloaded, "guard .* neither loaded nor trained")
+
+
+# ------------------------------------------------------------------------------------------------------- other devices
+
+
+PLACES = {
+    "guard elsewhere": {**dict.fromkeys(PARTS, FIRST), "img_safety_head": SECOND},
+    "vision tower elsewhere": {**dict.fromkeys(PARTS, FIRST), "model.visual": SECOND},
+    "language model elsewhere": {**dict.fromkeys(PARTS, FIRST), "model.language_model": SECOND},
+    "lm_head elsewhere": {**dict.fromkeys(PARTS, FIRST), "lm_head": SECOND},
+}
+
+
+@pytest.fixture
+def eager(model):
+    model.set_attn_implementation("eager")  # sdpa makes tensors in C++, out of sight of the stand-in devices
+    return model
+
+
+@pytest.mark.parametrize("inputs_on", ["cpu", FIRST, SECOND], ids=str)
+@pytest.mark.parametrize("places", PLACES)
+def test_parts_on_other_devices_say_what_they_say_on_one(eager, places, inputs_on):
+    expected = outcome(eager)
+    with Devices(), torch.no_grad():
+        dispatched = dispatch_model(eager, PLACES[places], main_device=FIRST)
+        for part, place in PLACES[places].items():
+            assert {parameter.device for parameter in dispatched.get_submodule(part).parameters()} == {place}
+        assert_same(outcome(dispatched, {name: tensor.to(inputs_on) for name, tensor in INPUTS.items()}), expected)
+
+
+@pytest.mark.parametrize("inputs_on", ["cpu", FIRST], ids=str)
+def test_inputs_are_moved_to_a_model_on_one_other_device(eager, inputs_on):
+    expected = outcome(eager)
+    with Devices(), torch.no_grad():
+        moved = eager.to(FIRST)
+        assert {parameter.device for parameter in moved.parameters()} == {FIRST}
+        assert_same(outcome(moved, {name: tensor.to(inputs_on) for name, tensor in INPUTS.items()}), expected)
+
+
+def test_the_stand_in_devices_do_not_mix():
+    with Devices(), pytest.raises(RuntimeError, match="same device"):
+        torch.ones(2, device=FIRST) + torch.ones(2, device=SECOND)
+    with Devices(), pytest.raises(RuntimeError, match="same device"):
+        torch.nn.Linear(2, 2).to(FIRST)(torch.ones(1, 2))
+
+
+def test_mixed_rows_and_random_guards_are_told_apart_on_other_devices(state_dict, eager):
+    mixed = batch([5, Pic(4, 4, seed=2), 9], [5, 6, 7])
+    expected = eager.guard(**mixed).img_safety_probs
+    random = SafeQwen2_5_VLForConditionalGeneration(nested_config()).eval()
+    with Devices(), torch.no_grad():
+        dispatched = dispatch_model(eager, PLACES["guard elsewhere"], main_device=FIRST)
+        assert torch.equal(dispatched.guard(**mixed).img_safety_probs.to("cpu")[0], expected[0])
+        with pytest.raises(RuntimeError, match="neither loaded nor trained"):
+            dispatch_model(random, PLACES["guard elsewhere"], main_device=FIRST).guard(**INPUTS)
