@@ -51,7 +51,7 @@ def load(folder, **kwargs):
 
 MAPS = {
     "auto": {"device_map": "auto"},
-    "auto, most of it on disk": {"device_map": "auto", "max_memory": {"cpu": 300_000}},
+    "auto, most of it on disk": {"device_map": "auto", "max_memory": {"cpu": 600_000}},
     "guard on disk": {"device_map": {**dict.fromkeys(PARTS, "cpu"), "img_safety_head": "disk"}},
     "vision tower on disk": {"device_map": {**dict.fromkeys(PARTS, "cpu"), "model.visual": "disk"}},
 }
@@ -79,12 +79,8 @@ def test_on_4_x_neither_stock_qwen_nor_we_load_all_of_a_model_to_disk(tmp_path, 
 @pytest.mark.parametrize("placement", MAPS)
 def test_a_placed_model_that_lacks_a_part_does_not_judge(tmp_path, state_dict, placement, part):
     folder = rewrite(write_released_folder(tmp_path / "released", state_dict), drop=[part])
-    try:
-        placed = load(folder, offload_folder=tmp_path / "offload", **MAPS[placement])
-    except (KeyError, ValueError, RuntimeError):  # the library itself cannot take from disk what is not there
-        assert "disk" in placement
-        return
-    with pytest.raises((RuntimeError, KeyError), match="neither loaded nor trained"):
+    placed = load(folder, offload_folder=tmp_path / "offload", **MAPS[placement])
+    with pytest.raises(RuntimeError, match="neither loaded nor trained"):
         placed.guard(**INPUTS)
 
 
