@@ -212,6 +212,7 @@ def test_a_file_of_another_user_is_refused_as_such(tmp_path):
         ("ftp://me:secret@host/a.png?key=secret", "ftp://host/a.png: only http and https"),
         ("s3://bucket/a.png", "pass the path itself"),
         (io.StringIO("text"), "gives text, not bytes"),
+        ({"bytes": b"12345", "path": "shard/7.png"}, "shard/7.png: is none of the formats"),
         ({"bytes": None, "path": None}, 'neither "bytes" nor "path"'),
         ([DRAWING], "<list>: expected a path"),
         (None, "<NoneType>: expected a path"),
@@ -277,6 +278,13 @@ def test_a_file_cut_anywhere_is_refused(format, options, pillow_setting):
         with contextlib.suppress(UnreadableImage):
             assert_same_pixels(read_image(data[:length]), *whole)
             assert format == "TIFF"
+
+
+def test_a_cut_file_that_the_user_opened_is_refused(pillow_setting):
+    for format in ("PNG", "JPEG", "BMP"):
+        data = encoded(DRAWING, format)
+        assert_same_pixels(read_image(Image.open(io.BytesIO(data))), *read_image(data))
+        refusal(Image.open(io.BytesIO(data[: len(data) * 2 // 3])))
 
 
 def test_a_tiff_cut_among_its_directories_does_not_lose_pages(pillow_setting):
@@ -771,7 +779,7 @@ def test_a_url_gives_the_picture_it_leads_to(server, path):
 def test_a_url_that_gives_no_picture_is_named_without_its_secrets(server, path, says):
     start = time.monotonic()
     message = refusal(f"http://me:secret@{server}/{path}?key=secret#secret", timeout_s=0.4, max_bytes=100_000)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert says in message and message.startswith(f"http://{server}/{path}: ")
     assert "secret" not in message
 
@@ -779,17 +787,16 @@ def test_a_url_that_gives_no_picture_is_named_without_its_secrets(server, path, 
 def test_an_endless_answer_is_cut_off_by_time_too(server):
     start = time.monotonic()
     assert "within 0.3 s" in refusal(f"http://{server}/endless", timeout_s=0.3, max_bytes=2**40)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
 
 
 def test_downloads_that_were_given_up_end(server):
-    before = threading.active_count()
     for path in ("drip", "drip_headers", "endless"):
         refusal(f"http://{server}/{path}", timeout_s=0.3, max_bytes=2**40)
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    for thread in threading.enumerate():
+        if isinstance(thread, images._Download):
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 def test_unreachable_addresses_say_so(server, monkeypatch):
