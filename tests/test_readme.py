@@ -32,7 +32,7 @@ def test_the_usage_code_judges_and_answers_about_a_fresh_picture_file(tmp_path, 
 
 def test_every_python_block_is_python():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         ast.parse(block)
 
