@@ -520,8 +520,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             RuntimeError, FloatingPointError: as `forward`.
             ValueError: on another granularity; if `safety_threshold` is outside of [0, 1], or comes with "patch", or
                 there is no category "safe" or end-of-sequence token for it to work with; if pictures and placeholders
-                do not fit together; with `mm_encoder_outputs` or an `assistant_model`; with `prefill_chunk_size` where
-                the library cannot split pictures.
+                do not fit together; with `mm_encoder_outputs`; with `prefill_chunk_size` where the library cannot split
+                pictures; with assisted decoding of a prompt that comes as `inputs_embeds` or after a kept cache.
         """
         judge = do_safety or safety_threshold is not None
         self._check_granularity(granularity)
@@ -529,8 +529,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             self._refuse_unless_ready()
             if kwargs.get("mm_encoder_outputs") is not None:
                 raise ValueError(NEEDS_PIXELS)
-            if kwargs.get("assistant_model") is not None:
-                raise ValueError("do_safety does not go with an assistant_model: judge with guard() first")
         if safety_threshold is not None:
             eos_token_id = self._generation_setting("eos_token_id", generation_config, kwargs)
             self._check_threshold(safety_threshold, eos_token_id, granularity)
@@ -1030,6 +1028,19 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         model_kwargs.pop("prefill", None)  # the steps after the prefill are the library's own
         return model_kwargs
+
+    def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
+        # An assistant model gets the arguments that this one got, but it is not the one that judges.
+        model_kwargs = dict(model_kwargs)
+        prefill, cache = model_kwargs.pop("prefill", None), model_kwargs.get("past_key_values")
+        cached = cache is not None and cache.get_seq_length() > 0
+        if prefill is not None and (cached or model_kwargs.get("inputs_embeds") is not None):
+            # Stock's text is then another one on transformers 5.x, and 4.57 crashes.
+            raise ValueError(
+                "assisted decoding (assistant_model, prompt_lookup_num_tokens) needs the whole prompt as input_ids, "
+                f"but {'past_key_values that hold a part of it' if cached else 'inputs_embeds'} came: leave them out"
+            )
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
 
 def _moved(value, device):

@@ -204,11 +204,6 @@ def test_a_static_cache_changes_no_verdict_and_no_token(model, stock):
     assert_close(output.img_safety_logits, model(**inputs, do_safety=True).img_safety_logits, atol=1e-5, rtol=1e-5)
 
 
-def test_an_assistant_model_is_refused(model, stock):
-    with pytest.raises(ValueError, match="assistant_model"):
-        model.generate(**batch([5, CAT]), do_safety=True, assistant_model=stock)
-
-
 @pytest.mark.skipif(VERSION_4, reason="transformers 4.57 gives every chunk all the pictures, and so fails or errs")
 @pytest.mark.parametrize("granularity", ["prompt", "image"])
 @pytest.mark.parametrize("chunk", [1, 4, 64])
