@@ -29,6 +29,14 @@ def model(state_dict):
     return build_guarded(state_dict)
 
 
+@pytest.fixture
+def mild(state_dict):
+    """A guard whose probabilities lie well within 0 and 1."""
+    return build_guarded(
+        {**state_dict, "img_safety_head.mlp.3.weight": state_dict["img_safety_head.mlp.3.weight"] / 4}
+    )
+
+
 @pytest.fixture(scope="session")
 def stock(state_dict):
     """transformers' own Qwen2.5-VL on the same weights."""

@@ -13,10 +13,8 @@ WITH_VERDICT = {"do_safety": True, "return_dict_in_generate": True}
 
 
 @pytest.fixture
-def model(state_dict):
-    """With a guard so mild that 1 - p(safe) stays under 1."""
-    weight = "img_safety_head.mlp.3.weight"
-    return build_guarded({**state_dict, weight: state_dict[weight] / 4})
+def model(mild):
+    return mild  # 1 - p(safe) stays under a threshold of 1
 
 
 class Recorder(BaseStreamer):

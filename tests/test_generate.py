@@ -119,14 +119,6 @@ def test_embeddings_in_place_of_ids_give_the_same_tokens_and_verdict(model):
 # ---------------------------------------------------------------------------------------------------------- threshold
 
 
-@pytest.fixture
-def mild(state_dict):
-    """A guard whose probabilities lie well within 0 and 1."""
-    return build_guarded(
-        {**state_dict, "img_safety_head.mlp.3.weight": state_dict["img_safety_head.mlp.3.weight"] / 4}
-    )
-
-
 @pytest.mark.parametrize("strategy", ["greedy", "beams", "sampling, three returned"])
 def test_flagged_prompts_end_after_the_prefill_and_the_others_are_untouched(mild, stock, strategy):
     kwargs = {**STRATEGIES[strategy], "max_new_tokens": 8, "pad_token_id": 0}
