@@ -20,12 +20,13 @@ lint: .venv/ready
 	.venv/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# transformers 4.57 on top of everything else in .venv, which would take gigabytes twice.
+# transformers 4.57 on top of everything else in .venv, which would take gigabytes twice. It needs huggingface_hub 0.x,
+# and datasets 5 does not work with that.
 .venv-4/ready: .venv/ready
 	$(PYTHON) -m venv .venv-4
 	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-4/bin/python -c '$(SITE)'); \
 		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
-	.venv-4/bin/python -m pip install --quiet "transformers>=4.57,<4.58"
+	.venv-4/bin/python -m pip install --quiet "transformers>=4.57,<4.58" "datasets>=4.7,<5"
 	touch $@
 
 clean:

@@ -317,6 +317,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     def __init__(self, config):
         super().__init__(config)
         self.img_safety_head = SafetyHead(config)
+        self.model.register_forward_pre_hook(_refuse_safety_labels, with_kwargs=True)
         self.post_init()
         # Names of backbone tensors that are still as randomly drawn, and their sums when a gradient first came by.
         self._unloaded = {name for name, _ in self.named_parameters() if not name.startswith(GUARD)}
@@ -988,6 +989,14 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return (model, info) if output_loading_info else model
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        # `save_pretrained` writes the released names, and Trainer resumes by load_state_dict(strict=False): without
+        # this it would take the guard of the checkpoint and leave the backbone as it is.
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            if name.startswith("visual."):
+                state_dict[f"{prefix}model.{name}"] = state_dict.pop(key)
+            elif name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+                state_dict[f"{prefix}model.language_{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
         parameters = dict(self.named_parameters())
         self._unloaded = {name for name in self._unloaded if not _fits(state_dict, prefix, name, parameters.get(name))}
@@ -1045,6 +1054,16 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
 def _moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _refuse_safety_labels(module, args, kwargs):
+    """Stands before the backbone, which would take the labels and ignore them."""
+    if kwargs.get("safety_labels") is not None:
+        raise ValueError(
+            "safety_labels came to the backbone past SafeQwen's forward, which computes their loss: this trainer "
+            "(TRL's SFTTrainer, for one) has a loss of its own and would leave the guard untrained; use "
+            "transformers.Trainer"
+        )
 
 
 def _fits(state_dict, prefix, name, parameter):

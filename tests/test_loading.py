@@ -22,6 +22,7 @@ from tiny import (
     for_stock,
     nested_config,
     random_state_dict,
+    released_tensors,
     write_released_folder,
 )
 from torch.testing import assert_close
@@ -403,6 +404,17 @@ def test_a_new_guard_starts_with_a_bias_of_zeros(tmp_path, state_dict, stock):
         ROUTES["class"](folder, safety_categories=["safe", "cat"], ignore_mismatched_sizes=True),
     ):
         assert not model.img_safety_head.mlp[-1].bias.any()
+
+
+def test_load_state_dict_takes_the_released_names_too(state_dict):
+    """Which is how `save_pretrained` names them; Trainer resumes, and restores its best model, by load_state_dict."""
+    model = SafeQwen2_5_VLForConditionalGeneration(nested_config())
+    model.load_state_dict(released_tensors(state_dict))
+    assert_same_tensors(model, state_dict)
+    model.eval().guard(**INPUTS)
+    wrapped = torch.nn.ModuleDict({"wrapped": SafeQwen2_5_VLForConditionalGeneration(nested_config())})
+    wrapped.load_state_dict({f"wrapped.{name}": tensor for name, tensor in released_tensors(state_dict).items()})
+    assert_same_tensors(wrapped["wrapped"], state_dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
