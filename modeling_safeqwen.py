@@ -521,8 +521,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             RuntimeError, FloatingPointError: as `forward`.
             ValueError: on another granularity; if `safety_threshold` is outside of [0, 1], or comes with "patch", or
                 there is no category "safe" or end-of-sequence token for it to work with; if pictures and placeholders
-                do not fit together; with `mm_encoder_outputs`; with `prefill_chunk_size` where the library cannot split
-                pictures; with assisted decoding of a prompt that comes as `inputs_embeds` or after a kept cache.
+                do not fit together; with `mm_encoder_outputs`; with `prefill_chunk_size` where the library cannot
+                split pictures; with assisted decoding of a prompt that comes as `inputs_embeds` or after a kept cache.
         """
         judge = do_safety or safety_threshold is not None
         self._check_granularity(granularity)

@@ -120,6 +120,16 @@ def test_the_assistant_does_not_judge(model, state_dict, other_weights):
     assert not judged
 
 
+def test_assisted_answers_get_verdicts_by_picture_and_stream_them_once(model, other_weights):
+    inputs, streamed, verdicts = batch([5, SUN, 6, DOG, 7]), Recorder(), []
+    streamed.put_verdict = verdicts.append
+    settings = {**GREEDY, **WITH_VERDICT, "assistant_model": build_guarded(other_weights), "streamer": streamed}
+    output = model.generate(**inputs, **settings, granularity="image")
+    expected = model.guard(**inputs, granularity="image").img_safety_logits
+    assert_close(output.img_safety_logits, expected, atol=1e-5, rtol=1e-5)
+    assert [verdict.img_safety_logits.shape for verdict in verdicts] == [expected.shape]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 @pytest.mark.parametrize("helper", ["assistant", "prompt lookup"])
 def test_assisted_answers_end_when_flagged_and_only_then(model, stock, other_weights, threshold, helper):
