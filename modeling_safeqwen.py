@@ -1053,7 +1053,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
 
 def _moved(value, device):
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    # Nothing is done to what is there already, so that a compiled decode step is stock's.
+    return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
 
 
 def _refuse_safety_labels(module, args, kwargs):
