@@ -1098,9 +1098,9 @@ def _sparing(quantization_config):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     sparing = copy.deepcopy(quantization_config)
     # The names of most quantisers, of bitsandbytes and of HQQ; GPTQ has none and quantises decoder layers only.
-    for field in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
-        if hasattr(sparing, field):
-            setattr(sparing, field, _with_unquantized(getattr(sparing, field)))
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
+        if hasattr(sparing, name):
+            setattr(sparing, name, _with_unquantized(getattr(sparing, name)))
     return sparing
 
 

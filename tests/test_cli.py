@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,14 +17,18 @@ from safeqwen.pictograms import draw
 
 
 SEED = 4_000_000
+LOGGED = re.compile(r"[IWE]\d{4} ")  # torch's log lines
 NAMES = [category.name for category in CATEGORIES]
 FIELDS = ["image", "label", "score", "unsafe", "scores", "frames", "answer", "model", "error"]
 
 
 def safeqwen(*arguments, **kwargs):
-    command = [sys.executable, "-m", "safeqwen", *map(str, arguments)]
+    command = [sys.executable, "-m", "safeqwen_cli", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, **kwargs)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, **kwargs)
+    # what libraries log when they are imported is not ours
+    done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not LOGGED.match(line))
+    return done
 
 
 def lines(done):
@@ -201,6 +206,11 @@ def test_the_output_may_be_cut_off(pictures):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "safeqwen", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("usage: safeqwen")
 
 
 def test_help_needs_neither_torch_nor_transformers():
