@@ -165,22 +165,34 @@ class Prefill:
         beams = inputs.shape[0] // self.batch_size
         return self.position_ids[..., -inputs.shape[1] :].repeat_interleave(beams, dim=1)
 
-    def collect(self, hidden_states):
+    def collect(self, hidden_states, token_types):
         """
-        Keeps the judged pictures' part of the next tokens' hidden states, `(batch * beams, new tokens, hidden_size)`.
+        Keeps the judged pictures' part of the next tokens' hidden states.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size * beams, new tokens, hidden_size)`)
+            token_types (`torch.LongTensor` of shape `(batch_size * beams, new tokens)`)
 
         Returns:
             `bool`: whether the pictures have just become complete. Chunked prefill brings them piece by piece.
+
+        Raises:
+            RuntimeError: if these are not the tokens at which the pictures were located.
         """
         first, last = self.cached, self.cached + hidden_states.shape[1]
         beams = hidden_states.shape[0] // self.batch_size
-        pieces = [
-            hidden_states[p.row * beams, max(p.start - first, 0) : max(p.start + p.size - first, 0)]
-            for p in self.judged
+        places = [
+            (p.row * beams, slice(max(p.start - first, 0), max(p.start + p.size - first, 0))) for p in self.judged
         ]
+        if not all(bool(token_types[place].gt(TEXT).all()) for place in places):
+            raise RuntimeError(
+                "the library's generate fed other tokens than the prompt's, so no picture can be judged; report"
+                f" this with the arguments of generate and the version ({transformers.__version__})"
+            )
+        pieces = [hidden_states[place] for place in places]
         self.features = pieces if self.features is None else [torch.cat(pair) for pair in zip(self.features, pieces)]
         self.cached = last
-        end = max((p.start + p.size for p in self.judged), default=0)
+        end = max(p.start + p.size for p in self.judged)
         return first < end <= last
 
     def receive(self, verdict, categories):
@@ -393,7 +405,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError(NEEDS_PIXELS)
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
-        if has_pictures or judge:
+        if has_pictures or judge or prefill is not None:
             picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
             token_types = self._token_types(picture_ids)  # (batch, sequence)
         if judge:
@@ -464,7 +476,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
         if self._unloaded and self.training and loss is not None and loss.requires_grad:
             loss.register_hook(self._note_gradient)
-        if prefill is not None and prefill.judged and prefill.collect(hidden_states):
+        if prefill is not None and prefill.judged and prefill.collect(hidden_states, token_types):
             verdict = self._judge(prefill.features, prefill.judged, prefill.batch_size, prefill.granularity)
             prefill.receive(verdict, self.config.safety_categories)
 

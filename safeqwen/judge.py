@@ -73,7 +73,8 @@ def run(args):
     if args.fail_on_unsafe and "safe" not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
 
-    judge = SafetyPipeline(model, processor, device=model.device)
+    # A pipeline moves the model to the first accelerator unless told, and may not be told if accelerate placed it.
+    judge = SafetyPipeline(model, processor, device=None if hasattr(model, "hf_device_map") else model.device)
     failed = unsafe = False
     try:
         for names in [args.images] if args.together else [[name] for name in args.images]:

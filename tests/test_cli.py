@@ -12,8 +12,9 @@ import pytest
 from mutated import mutated_files
 from tiny import ROOT
 
-from safeqwen import CATEGORIES, DEMO_CHECKPOINT
+from safeqwen import CATEGORIES, DEMO_CHECKPOINT, judge, load
 from safeqwen.pictograms import draw
+from safeqwen_cli import main
 
 
 SEED = 4_000_000
@@ -206,6 +207,12 @@ def test_the_output_may_be_cut_off(pictures):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_a_model_that_accelerate_placed_is_left_where_it_is(pictures, monkeypatch, capsys):
+    monkeypatch.setattr(judge, "load", lambda *args, **kwargs: load(device_map={"": "cpu"}, dtype="float32"))
+    assert main(["judge", str(pictures / "suicide.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] == "suicide"
 
 
 def test_the_package_runs_as_the_command():

@@ -1,5 +1,6 @@
 """`generate` says what stock Qwen2.5-VL says, to the token, and returns the verdict of its own prefill."""
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -231,6 +232,18 @@ def test_the_verdict_of_the_prefill_has_guards_granularities(model, granularity,
     expected = model.guard(**inputs, granularity=granularity)
     for field in ("img_safety_logits", "img_safety_probs"):
         assert_close(output[field], expected[field], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_tokens_other_than_the_pictures_are_never_pooled(model, monkeypatch, shift):
+    usual = model._locate_pictures
+    monkeypatch.setattr(
+        model,
+        "_locate_pictures",
+        lambda *args: [dataclasses.replace(p, start=p.start + shift) for p in usual(*args)],
+    )
+    with pytest.raises(RuntimeError, match="other tokens"):
+        model.generate(**batch([5, CAT, 7]), max_new_tokens=2, **WITH_VERDICT)
 
 
 def test_one_bad_picture_flags_its_prompt_when_pictures_are_judged_singly(mild):
