@@ -227,6 +227,11 @@ class SafetyPipeline(Pipeline):
                 return [error]
             return [self._judge([inputs], forward_params)[0] for inputs in batch]
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves model and processor. Not this file, as the library would: loading it takes the package anyway."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
     def _num_tokens(self, grids):
         merge = self.model.config.vision_config.spatial_merge_size
         return (grids.prod(dim=-1) // merge**2).tolist()

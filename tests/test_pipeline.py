@@ -3,12 +3,14 @@
 import base64
 import io
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from tiny import VERSION_4, head_by_hand
 from torch.testing import assert_close
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import safeqwen
 from safeqwen import DEMO_CHECKPOINT, SafetyPipeline, UnreadableImage
@@ -240,3 +242,20 @@ def test_the_prompt_is_the_processors(judge):
         hook.remove()
     ids = judge.processor(text=[text], images=[PICTURE], return_tensors="pt")["input_ids"]
     assert_close(seen[0], ids[:, : seen[0].shape[1]])  # guard reads no further than the picture
+
+
+def test_a_saved_pipeline_loads_by_its_folder(judge, tmp_path):
+    # not `judge`, whose tokenizer the library has handed the dtype, which it then cannot write
+    SafetyPipeline(*safeqwen.load()).save_pretrained(tmp_path)
+    assert not (tmp_path / "pipeline.py").exists()
+    again = pipeline("image-safety", model=str(tmp_path), dtype=torch.float32)
+    assert again(PICTURE, top_k=20) == judge(PICTURE, top_k=20)
+
+
+def test_rows_of_hugging_face_datasets_are_judged(judge):
+    features = datasets.Features({"image": datasets.Image(), "id": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": MIXED[:3], "id": [0, 1, 2]}, features=features)
+    expected = judge(MIXED[:3], batch_size=2)
+    assert list(judge(rows, batch_size=2)) == expected
+    assert list(judge(KeyDataset(rows, "image"), batch_size=2)) == expected
+    assert list(judge(rows.to_iterable_dataset(), batch_size=2)) == expected
