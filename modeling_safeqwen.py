@@ -631,7 +631,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         batch_size = token_types.shape[0]
         rows = sorted({picture.row for picture in pictures})
         length = max(picture.start + picture.size for picture in pictures)
-        picture_ids, token_types = picture_ids[rows, :length], token_types[rows, :length]
+        picture_ids = picture_ids[rows, :length]
         if attention_mask is not None:
             attention_mask = attention_mask[rows, :length]
         if position_ids is not None:
