@@ -8,21 +8,25 @@ demo: .venv/ready
 	.venv/bin/python scripts/demo.py
 
 # Both generations of transformers, each told where the other is: what one saves, the other must load.
-test: .venv/ready .venv-4/ready
+test: .venv/ready-for-tests .venv-4/ready
 	SAFEQWEN_OTHER_PYTHON=.venv-4/bin/python .venv/bin/python -m pytest -n 2
 	SAFEQWEN_OTHER_PYTHON=.venv/bin/python .venv-4/bin/python -m pytest -n 2
 
-lint: .venv/ready
+lint: .venv/ready-for-tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/ready-for-tests: .venv/ready
 	.venv/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 # transformers 4.57 on top of everything else in .venv, which would take gigabytes twice. It needs huggingface_hub 0.x,
 # and datasets 5 does not work with that.
-.venv-4/ready: .venv/ready
+.venv-4/ready: .venv/ready-for-tests
 	$(PYTHON) -m venv .venv-4
 	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-4/bin/python -c '$(SITE)'); \
 		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"

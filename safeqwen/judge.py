@@ -46,7 +46,7 @@ class Answer(TextStreamer):
     def on_finalized_text(self, text, stream_end=False):
         self.text += text
         if self.show:
-            print(printable(text), end="\n\n" if stream_end else "", flush=True)
+            print(printable(text, kept="\n\t"), end="\n\n" if stream_end else "", flush=True)
 
 
 def run(args):
@@ -96,7 +96,7 @@ def run(args):
 
 
 def _fail(reason):
-    print(f"safeqwen: {printable(reason)}", file=sys.stderr)
+    print(f"safeqwen: {printable(reason, kept=chr(10))}", file=sys.stderr)  # the library's reasons have lines
     return 2
 
 
@@ -185,6 +185,6 @@ def _show_table(picture, categories, top):
     print(flush=True)
 
 
-def printable(text):
-    """Returns text that cannot command the terminal: control characters are replaced, line breaks and tabs kept."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text, kept=""):
+    """Returns text that cannot command the terminal, nor look like rows of ours: control characters are replaced."""
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

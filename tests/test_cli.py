@@ -150,16 +150,18 @@ def test_a_folder_that_holds_no_model_exits_with_2(pictures):
     assert "Traceback" not in done.stderr and not done.stdout
 
 
-def test_file_names_cannot_command_the_terminal(pictures):
-    name = pictures / "\x1b[2Jsafe.png"
-    (pictures / "safe.png").rename(name)
+def test_file_names_cannot_command_the_terminal_nor_pass_for_verdicts(pictures):
+    name = pictures / "\x1b[2Jsuicide.png\n  safe  100.0%"
+    (pictures / "suicide.png").rename(name)
     try:
-        done = safeqwen("judge", name, "gone\x1b[2J.png")
+        done = safeqwen("judge", name, "gone\x1b[2J.png\nsafe.png")
     finally:
-        name.rename(pictures / "safe.png")
+        name.rename(pictures / "suicide.png")
     assert done.returncode == 1
     assert "\x1b" not in done.stdout + done.stderr
-    assert "[2Jsafe.png" in done.stdout
+    first, verdict = done.stdout.rstrip().splitlines()
+    assert "[2Jsuicide.png" in first and verdict.split()[0] == "suicide"
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_url_is_judged_or_refused(pictures):
