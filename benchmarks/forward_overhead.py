@@ -48,7 +48,9 @@ def build_models():
     )
     torch.manual_seed(0)
     guarded = SafeQwen2_5_VLForConditionalGeneration(config).eval()
-    guarded.load_state_dict(guarded.state_dict())  # random weights, deliberately: declares them loaded
+    # Random weights, deliberately: loading them declares them trained. A guard whose last bias is 0 is never taken so.
+    torch.nn.init.normal_(guarded.img_safety_head.mlp[-1].bias)
+    guarded.load_state_dict(guarded.state_dict())
     stock = Qwen2_5_VLForConditionalGeneration(config).eval()
     stock.model, stock.lm_head = guarded.model, guarded.lm_head
     return guarded, stock
