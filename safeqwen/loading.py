@@ -1,4 +1,4 @@
-"""`load`: a model and its processor with sensible settings."""
+"""`load`: a model and its processor with sensible settings; `load_base`: a model to train."""
 
 from pathlib import Path
 
@@ -70,3 +70,22 @@ def load(
         path_or_repo, dtype=dtype, device_map=device_map, **hub, **kwargs
     )
     return model.eval(), processor
+
+
+def load_base(path_or_repo, *, safety_categories=None, **kwargs):
+    """Returns the weights that a fine-tuning starts from, in evaluation mode: a SafeQwen or a plain Qwen2.5-VL.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`): folder or Hub repository.
+        safety_categories (`list[str]`, *optional*):
+            The taxonomy to train. If the checkpoint's guard has another one, the guard's last layer starts anew and
+            the guard does not judge until it is trained.
+        kwargs: further arguments of the model's `from_pretrained`, e.g. `dtype` and `revision`.
+    """
+    if safety_categories is not None:
+        kwargs |= {
+            "safety_categories": list(safety_categories),
+            "num_safety_categories": len(safety_categories),
+            "ignore_mismatched_sizes": True,
+        }
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, **kwargs).eval()
