@@ -20,7 +20,13 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 from torch.torch_version import TorchVersion
-from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    modeling_outputs,
+)
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.quantizers import AutoQuantizationConfig
@@ -45,6 +51,10 @@ TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.for
 POSITIONS_IN_GENERATE = hasattr(Qwen2_5_VLForConditionalGeneration, "_prepare_position_ids_for_generation")
 # transformers 5.x can encode the pictures first and hand each chunk of a chunked prefill its part of them.
 TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in inspect.signature(Qwen2_5_VLModel.forward).parameters
+# transformers 5.24 on calls the key-value cache `cache`; both names are taken there.
+CACHE = "cache" if "cache" in inspect.signature(Qwen2_5_VLModel.forward).parameters else "past_key_values"
+# transformers 5.24 on returns what the vision tower gave, too, and has an output class with these fields.
+StockOutput = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", CausalLMOutputWithPast)
 
 try:
     from transformers import conversion_mapping
@@ -60,7 +70,7 @@ PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "vide
 
 
 @dataclass
-class SafeQwen2_5_VLCausalLMOutputWithPast(CausalLMOutputWithPast):
+class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
     """
     What Qwen2.5-VL's forward returns, and the verdict.
 
@@ -356,6 +366,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         second_per_grid_ts: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict | None = None,
+        cache=None,
         do_safety: bool = False,
         safety_labels: torch.LongTensor | None = None,
         prefill: Prefill | None = None,
@@ -387,11 +398,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers,
                 too many or few, out of range, or label a prompt without a picture.
         """
+        cache = past_key_values if cache is None else cache
         if prefill is not None:
             prompt = input_ids if inputs_embeds is None else inputs_embeds
             if prefill.pictures is not None:
                 if prompt.shape[0] != prefill.batch_size:
-                    raise ValueError("a kept cache of beams cannot take a new picture: leave past_key_values out")
+                    raise ValueError("a kept cache of beams cannot take a new picture: leave the cache out")
                 pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, second_per_grid_ts = (
                     prefill.pictures[key] for key in PICTURE_INPUTS
                 )
@@ -416,11 +428,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if safety_labels is not None:
                 self._check_labels(safety_labels, batch_size, rows)
         if has_pictures and position_ids is None:
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            if cache is not None and cache.get_seq_length() > 0:
                 if judge:
                     raise ValueError(
                         "forward cannot tell where in the conversation a picture after a kept cache stands: pass its "
-                        "position_ids, or call generate with the whole conversation and past_key_values"
+                        "position_ids, or call generate with the whole conversation and the cache"
                     )
             elif input_ids is None:  # the library would give the pictures the positions of text
                 position_ids, self.model.rope_deltas = self._rope_index(
@@ -436,7 +448,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             pixel_values=pixel_values,
@@ -445,6 +456,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             video_grid_thw=video_grid_thw,
             second_per_grid_ts=second_per_grid_ts,
             return_dict=True,
+            **{CACHE: cache},
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the final norm
@@ -483,10 +495,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return SafeQwen2_5_VLCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            rope_deltas=getattr(outputs, "rope_deltas", None),
+            **{name: value for name, value in outputs.items() if name != "last_hidden_state"},
             img_safety_logits=safety_logits,
             img_safety_probs=safety_probs,
             safety_loss=safety_loss,
@@ -507,7 +516,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
 
-        With a kept cache (`past_key_values`) pass the whole conversation and all its pictures; the verdict is on the
+        With a kept cache (`past_key_values`, or `cache` from transformers 5.24 on) pass the whole conversation and all its pictures; the verdict is on the
         pictures that the cache does not hold yet.
 
         Args:
@@ -536,6 +545,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 do not fit together; with `mm_encoder_outputs`; with `prefill_chunk_size` where the library cannot
                 split pictures; with assisted decoding of a prompt that comes as `inputs_embeds` or after a kept cache.
         """
+        if "past_key_values" in kwargs:
+            kwargs[CACHE] = kwargs.pop("past_key_values")
         judge = do_safety or safety_threshold is not None
         self._check_granularity(granularity)
         if judge:
@@ -802,7 +813,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError("a verdict needs a prompt: pass input_ids or inputs_embeds")
         else:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
         prefill = Prefill(batch_size=picture_ids.shape[0], cached=cached)
         has_pictures = any(kwargs.get(key) is not None for key in PICTURE_INPUTS)
@@ -816,7 +827,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         whole = length > cached and (attention_mask is None or attention_mask.shape[1] == length)
         if cached and (has_pictures or judge) and not whole:
             raise ValueError(
-                f"past_key_values holds {cached} tokens, so input_ids must hold the whole conversation, these and the "
+                f"{CACHE} holds {cached} tokens, so input_ids must hold the whole conversation, these and the "
                 f"new ones, and attention_mask cover it; got {length} ids: without them no picture can be placed"
             )
         if cached and not has_pictures:
@@ -1053,13 +1064,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
         # An assistant model gets the arguments that this one got, but it is not the one that judges.
         model_kwargs = dict(model_kwargs)
-        prefill, cache = model_kwargs.pop("prefill", None), model_kwargs.get("past_key_values")
+        prefill, cache = model_kwargs.pop("prefill", None), model_kwargs.get(CACHE)
         cached = cache is not None and cache.get_seq_length() > 0
         if prefill is not None and (cached or model_kwargs.get("inputs_embeds") is not None):
             # Stock's text is then another one on transformers 5.x, and 4.57 crashes.
             raise ValueError(
                 "assisted decoding (assistant_model, prompt_lookup_num_tokens) needs the whole prompt as input_ids, "
-                f"but {'past_key_values that hold a part of it' if cached else 'inputs_embeds'} came: leave them out"
+                f"but {CACHE + ' that holds a part of it' if cached else 'inputs_embeds'} came: leave them out"
             )
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
