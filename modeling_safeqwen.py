@@ -516,8 +516,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
 
-        With a kept cache (`past_key_values`, or `cache` from transformers 5.24 on) pass the whole conversation and all its pictures; the verdict is on the
-        pictures that the cache does not hold yet.
+        With a kept cache (`past_key_values`, or `cache` from transformers 5.24 on) pass the whole conversation and
+        all its pictures; the verdict is on the pictures that the cache does not hold yet.
 
         Args:
             do_safety (`bool`, *optional*, defaults to `False`):
