@@ -15,6 +15,17 @@ For each picture a table of the categories above 10 %, from the same pass that s
 model's estimate, not a decision: choose what to do about it on your own data.
 """
 
+TRAIN = """\
+Fine-tune a SafeQwen or a plain Qwen2.5-VL, or train a guard alone, as a YAML file says.
+
+The settings are transformers' TrainingArguments and those of safeqwen.training.SafetyTrainingArguments. With several
+processes: accelerate launch -m safeqwen train CONFIG.yaml
+           torchrun --nproc-per-node N -m safeqwen train CONFIG.yaml
+
+exit codes: 0 the run has ended and its folder is whole; 2 wrong settings, data that cannot be trained on, or a full
+disk: the reason is on stderr.
+"""
+
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
 judged all the same); 2 wrong usage, or the model could not be loaded; 3 with --fail-on-unsafe, a picture was judged
@@ -51,6 +62,12 @@ def positive(text):
 def build_parser():
     parser = argparse.ArgumentParser(prog="safeqwen", description="Qwen2.5-VL with a guard that judges the pictures.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_judge(commands)
+    add_train(commands)
+    return parser
+
+
+def add_judge(commands):
     judge = commands.add_parser(
         "judge",
         help="judge pictures and answer about them",
@@ -90,16 +107,37 @@ def build_parser():
     answer.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
     )
-    return parser
+    judge.set_defaults(run=run_judge)
+
+
+def run_judge(args):
+    from safeqwen import judge
+
+    return judge.run(args)
+
+
+def add_train(commands):
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model or train a guard",
+        description=TRAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="the settings of the run; see configs/")
+    train.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings that differ")
+    train.set_defaults(run=run_train)
+
+
+def run_train(args):
+    from safeqwen import training
+
+    return training.run(args.config, args.overrides)
 
 
 def main(argv=None):
     """Runs the command line `argv` (by default the process's own) and returns its exit code."""
     args = build_parser().parse_args(argv)
-
-    from safeqwen import judge
-
-    return judge.run(args)
+    return args.run(args)
 
 
 if __name__ == "__main__":
