@@ -145,8 +145,6 @@ class SafetyTrainingArguments(TrainingArguments):
                     f"{self.per_device_train_batch_size} x {processes} processes; change one of them"
                 )
             self.gradient_accumulation_steps = self.global_batch_size // per_step
-        if self.eval_data and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
-            self.eval_strategy = "epoch"
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
@@ -257,7 +255,6 @@ class SafetyTrainer(Trainer):
         """AdamW or what `optim` says, with the guard's learning rate beside the model's."""
         model = self.model if model is None else model
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(model))
             groups = []
             for part, rate in (("model", self.args.learning_rate), ("guard", self.args.guard_learning_rate)):
                 for decays in (True, False):
@@ -266,7 +263,7 @@ class SafetyTrainer(Trainer):
                         for name, parameter in model.named_parameters()
                         if parameter.requires_grad
                         and (GUARD in name) == (part == "guard")
-                        and (name in decayed) == decays
+                        and (parameter.ndim > 1) == decays  # norms and biases do not decay
                     ]
                     if parameters:
                         decay = self.args.weight_decay if decays else 0.0
@@ -549,7 +546,9 @@ def feature_rows(model, rows, collator, args):
     the processor.
     """
     examples = [example for example in rows.examples if example.label != IGNORED]
-    settings = [str(collator.processor.to_json_string()), collator.processor.chat_template, collator.max_length]
+    processor = collator.processor
+    settings = [processor.image_processor.to_json_string(), processor.video_processor.to_json_string()]
+    settings += [processor.chat_template, collator.max_length]
     key = hashlib.sha256(json.dumps([weights_digest(model), rows.sha256, settings], default=str).encode()).hexdigest()
     folder = Path(args.feature_cache) if args.feature_cache else Path(args.output_dir).parent / "feature_cache"
     file = folder / f"{key[:32]}.safetensors"
@@ -598,12 +597,13 @@ def train(args, command=None):
     state = args.distributed_state
     base = str(safeqwen.DEMO_CHECKPOINT) if args.model == "demo" else args.model
     hub = {"revision": args.model_revision} if args.model_revision else {}
-    pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name) is not None}
-    processor = AutoProcessor.from_pretrained(args.processor or base, **pixels, **({} if args.processor else hub))
+    processor = _load_processor(args, args.processor or base, {} if args.processor else hub)
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
     taxonomy = read_categories(args.categories, SafeQwen2_5_VLConfig.from_pretrained(base, **hub))
+    _from_main_process(state, lambda: _refuse_another_run(args))
     rows, eval_rows = _from_main_process(state, lambda: _read(args, taxonomy, collator))
-    checkpoint = _from_main_process(state, lambda: _claim(args, base, taxonomy, rows, eval_rows, command))
+    run = _describe(args, base, taxonomy, rows, eval_rows, command)
+    checkpoint = _from_main_process(state, lambda: _checkpoint_to_resume(args, run))
 
     model = _load(args, base, taxonomy, hub)
     if args.tuning == "guard_only":
@@ -634,6 +634,8 @@ def train(args, command=None):
         sample_weights=sample_weights(rows.labels) if args.balanced_sampling else None,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
+    if state.is_main_process and not Path(args.output_dir, "run.json").exists():
+        _write_json(Path(args.output_dir, "run.json"), run)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if eval_rows is not None:
         metrics = trainer.evaluate()
@@ -645,6 +647,20 @@ def train(args, command=None):
     if state.is_main_process:
         _record(args.output_dir, metrics=metrics)
     return metrics
+
+
+def _load_processor(args, source, hub):
+    processor = AutoProcessor.from_pretrained(source, **hub)
+    given = {"shortest_edge": args.min_pixels, "longest_edge": args.max_pixels}  # the library's names for them
+    if any(value is not None for value in given.values()):
+        usual = processor.image_processor.size
+        size = {edge: usual[edge] if value is None else value for edge, value in given.items()}
+        if not 0 < size["shortest_edge"] <= size["longest_edge"]:
+            raise ValueError(
+                f"min_pixels {size['shortest_edge']} must be above 0 and not above max_pixels {size['longest_edge']}"
+            )
+        processor = AutoProcessor.from_pretrained(source, size=size, **hub)
+    return processor
 
 
 def read_categories(categories, config):
@@ -709,23 +725,21 @@ def _from_main_process(state, function):
     return result[0]
 
 
-def _claim(args, base, taxonomy, rows, eval_rows, command):
-    """
-    Makes the output folder this run's.
-
-    Returns:
-        `Path` or `None`: the checkpoint to go on from.
-
-    Raises:
-        ValueError: if the folder holds another run, or this one and `resume` is not set.
-    """
+def _refuse_another_run(args):
     output = Path(args.output_dir)
-    local = Path(base)
-    run = {
+    if (output / "run.json").exists() and not args.resume:
+        raise ValueError(f"{output} already holds a run; go on with it by --resume, or choose another output_dir")
+    if not (output / "run.json").exists() and any(output.glob("checkpoint-*")):
+        raise ValueError(f"{output} holds checkpoints of something else; choose another output_dir")
+
+
+def _describe(args, base, taxonomy, rows, eval_rows, command):
+    """The run's record, as run.json holds it."""
+    return {
         "safeqwen": safeqwen.__version__,
         "command": command,
         "tuning": args.tuning,
-        "base_model": str(local.resolve()) if local.exists() else base,
+        "base_model": str(Path(base).resolve()) if Path(base).exists() else base,
         "base_revision": args.model_revision,
         "safety_categories": taxonomy.names,
         "config": args.settings(),
@@ -737,14 +751,18 @@ def _claim(args, base, taxonomy, rows, eval_rows, command):
         },
         "metrics": None,
     }
+
+
+def _checkpoint_to_resume(args, run):
+    """
+    Returns the last whole checkpoint (`Path`) of the run in the output folder, or `None` if there is none yet.
+
+    Raises:
+        ValueError: if the folder holds a run that has ended, or was made of other settings or data.
+    """
+    output = Path(args.output_dir)
     if not (output / "run.json").exists():
-        if any(output.glob("checkpoint-*")):
-            raise ValueError(f"{output} holds checkpoints of something else; choose another output_dir")
-        output.mkdir(parents=True, exist_ok=True)
-        _write_json(output / "run.json", run)
         return None
-    if not args.resume:
-        raise ValueError(f"{output} already holds a run; go on with it by --resume, or choose another output_dir")
     saved = json.loads((output / "run.json").read_text(encoding="utf-8"))
     if saved["metrics"] is not None:
         raise ValueError(f"{output} holds a run that has ended; choose another output_dir")
@@ -761,7 +779,7 @@ def _claim(args, base, taxonomy, rows, eval_rows, command):
     ]
     if differences:
         raise ValueError(
-            f"{output} holds another run: it differs in {', '.join(differences)}; choose another output_dir"
+            f"{output} holds another run, which differs in {', '.join(differences)}; choose another output_dir"
         )
     for folder in output.glob("checkpoint-*"):
         if not (folder / COMPLETE).exists():  # the process was killed while it wrote it
@@ -817,6 +835,7 @@ def _record(output_dir, **entries):
 
 
 def _write_json(file, value):
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, file)
