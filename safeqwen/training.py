@@ -595,9 +595,10 @@ def train(args, command=None):
         ValueError: if the folder holds another run, or settings do not fit the model.
     """
     state = args.distributed_state
-    base = str(safeqwen.DEMO_CHECKPOINT) if args.model == "demo" else args.model
+    demo = {"demo": str(safeqwen.DEMO_CHECKPOINT)}
+    base, processor = demo.get(args.model, args.model), demo.get(args.processor, args.processor)
     hub = {"revision": args.model_revision} if args.model_revision else {}
-    processor = _load_processor(args, args.processor or base, {} if args.processor else hub)
+    processor = _load_processor(args, processor or base, {} if processor else hub)
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
     taxonomy = read_categories(args.categories, SafeQwen2_5_VLConfig.from_pretrained(base, **hub))
     _from_main_process(state, lambda: _refuse_another_run(args))

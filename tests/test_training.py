@@ -504,7 +504,7 @@ def test_the_published_configurations_hold_settings_that_exist_and_agree(tmp_pat
     assert args.global_batch_size == args.per_device_train_batch_size * args.gradient_accumulation_steps
     published = yaml.safe_load(file.read_text())
     assert "safeqwen train configs/" in file.read_text()
-    if "lora" in file.name:  # the card's recipe
+    if file.name.startswith("holisafe_lora"):  # the card's recipe
         card = {"lora_rank": 64, "lora_alpha": 64, "learning_rate": 1e-5, "guard_learning_rate": 1e-5}
         assert {key: published[key] for key in card} == card and published["num_train_epochs"] == 5
         assert (published.get("fp16"), published.get("bf16")) == (
