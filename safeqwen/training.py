@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,7 @@ class SafetyTrainingArguments(TrainingArguments):
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"help": "where losses are logged"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "leave at false"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite ends the run"})
 
     def __post_init__(self):
         self._check()
@@ -202,7 +204,10 @@ def read_config(path, overrides=()):
         ValueError: if a key is none of them (with the nearest that is), or a value is not of its kind.
         OSError: if the file cannot be read.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of settings, got {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(SafetyTrainingArguments) if f.init}
@@ -298,6 +303,11 @@ class SafetyTrainer(Trainer):
         tokens, rows = counts.clamp(min=1e-8).unbind()
         loss = sums.lm_losses.sum() / tokens + self.safety_loss_lambda * sums.safety_losses.sum() / rows
         if model.training:
+            if not loss.isfinite():  # the library would go on and log the last loss that was
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: in float16 this is an overflow "
+                    "within the model, so train with bf16: true or dtype: float32; else lower the learning rates"
+                )
             self._note(sums, inputs["safety_labels"])
             loss = loss * self.accelerator.num_processes  # their gradients are averaged
         return (loss, sums) if return_outputs else loss
@@ -642,8 +652,8 @@ def train(args, command=None):
         metrics = trainer.evaluate()
     else:
         logs = [log for log in trainer.state.log_history if "loss" in log]
-        metrics = {f"train_{name}": value for name, value in (logs[-1] if logs else {}).items()}
-    metrics["train_runtime_s"] = result.metrics["train_runtime"]
+        metrics = {f"last_{name}": value for name, value in (logs[-1] if logs else {}).items()}
+    metrics |= {"train_loss": result.training_loss, "train_runtime_s": result.metrics["train_runtime"]}
     _save_final(trainer, model, processor)
     if state.is_main_process:
         _record(args.output_dir, metrics=metrics)
@@ -844,11 +854,11 @@ def _write_json(file, value):
 
 def run(config, overrides):
     """Runs `safeqwen train CONFIG [--key value ...]` and returns its exit code."""
-    command = " ".join(["safeqwen", "train", str(config), *overrides])
+    command = shlex.join(["safeqwen", "train", str(config), *overrides])
     try:
         args = read_config(config, overrides)
         metrics = train(args, command)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"safeqwen train: {error}", file=sys.stderr)
         return 2
     if args.distributed_state.is_main_process:

@@ -295,6 +295,16 @@ def test_weights_that_are_trained_are_float32_whatever_the_others_are(tmp_path, 
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, rows, monkeypatch):
+    trainer = build_trainer(rows, tmp_path)
+    layer = trainer.model.get_base_model().model.language_model.layers[1].mlp.down_proj
+    layer.base_layer.weight.data[0, 0] = torch.inf
+        torch.inf
+    )
+    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 1.*bf16"):
+        trainer.train()
+
+
 def test_a_seed_fixes_the_run_and_another_changes_it(tmp_path, rows):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(arguments(rows, tmp_path / name, seed=seed, balanced_sampling=True))
