@@ -490,8 +490,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if rows and (ready or self.training):
                 safety_logits = self._spread(scores, rows, batch_size)
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
-        if self._unloaded and self.training and loss is not None and loss.requires_grad:
-            loss.register_hook(self._note_gradient)
+        if self._unloaded and self.training:  # not on the loss, which a trainer may compute for itself
+            reached = hidden_states if hidden_states.requires_grad else logits
+            if reached.requires_grad:
+                reached.register_hook(self._note_gradient)
         if prefill is not None and prefill.judged and prefill.collect(hidden_states, token_types):
             verdict = self._judge(prefill.features, prefill.judged, prefill.batch_size, prefill.granularity)
             prefill.receive(verdict, self.config.safety_categories)

@@ -761,7 +761,8 @@ def _load(args, base, taxonomy, hub):
         names = [name for name, _ in model.named_parameters() if re.search(args.frozen, name)]
         if not names:
             raise ValueError(
-                f"frozen {args.frozen!r} matches no weight, of which the first is model.visual...; correct it"
+                f"frozen {args.frozen!r} matches no weight; expected a pattern of names like "
+                f"{next(name for name, _ in model.named_parameters())}"
             )
         for name in names:
             model.get_parameter(name).requires_grad_(False)

@@ -518,3 +518,50 @@ def test_the_published_configurations_hold_settings_that_exist_and_agree(tmp_pat
         assert (published.get("fp16"), published.get("bf16")) == (
             (None, True) if "bf16" in file.name else (True, None)
         )
+
+
+def test_a_backbone_that_was_random_judges_once_it_is_trained_and_only_its_frozen_part_keeps_it_from_that(
+    tmp_path, rows
+):
+    model = load_base(DEMO_CHECKPOINT, dtype=torch.float32)
+    fresh = type(model)(model.config)
+    fresh.save_pretrained(tmp_path / "base")
+    settings = {"model": str(tmp_path / "base"), "processor": "demo", "tuning": "full", "max_steps": 2}
+    train(arguments(rows, tmp_path / "whole", muon_learning_rate=0.01, **settings))
+    trained = load_base(tmp_path / "whole" / "final", dtype=torch.float32)
+    assert not trained._untrained()
+    train(arguments(rows, tmp_path / "part", frozen=r"^model\.visual\.", **settings))
+    part = load_base(tmp_path / "part" / "final", dtype=torch.float32)
+    assert part._untrained() and all(name.startswith("model.visual.") for name in part._untrained())
+    for name, parameter in part.model.visual.named_parameters():
+        assert torch.equal(parameter, fresh.model.visual.get_parameter(name)), name
+
+
+def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path, rows):
+    settings = {"tuning": "full", "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2}
+    train(arguments(rows, tmp_path / "alone", **settings))
+    trainer = build_trainer(rows, tmp_path / "unused", lora=False, muon_learning_rate=0.01)
+    muon, adamw = trainer.create_optimizer().optimizers
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    matrices = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert "model.visual.blocks.0.mlp.up_proj.weight" in matrices
+    assert not any(GUARD in name or "embed" in name or name.endswith("bias") for name in matrices)
+    rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
+    assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
+
+    train(arguments(rows, tmp_path / "run", **settings))
+    for name in ("checkpoint-4", "checkpoint-5"):
+        (tmp_path / "run" / name / "complete").unlink()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "metrics": None}))
+    train(arguments(rows, tmp_path / "run", resume=True, **settings))
+    assert_same_weights(tmp_path / "alone", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"frozen": "visual"}, "goes with tuning: full"), ({"tuning": "full", "frozen": "vison"}, "matches no weight")],
+)
+def test_freezing_nothing_is_refused(tmp_path, rows, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(arguments(rows, tmp_path / "run", **settings))
