@@ -5,6 +5,7 @@ This file stands beside the package because importing anything inside of it load
 """
 
 import argparse
+import importlib
 import sys
 
 
@@ -33,6 +34,16 @@ unsafe (whether or not another could not be judged).
 Later versions may add fields, and will not change these.
 """
 
+EXPORT = """\
+Write a finished training run as a folder that anyone can load: merged weights, code, processor, model card.
+
+OUT appears as a whole or not at all, and names no folder of this machine. Then try it with safeqwen check.
+"""
+EXPORT_EXIT_CODES = """\
+exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not be written, or was written but not
+uploaded; 2 wrong usage, or a run that cannot be exported. The reason is on stderr.
+"""
+
 
 def probability(text):
     value = float(text)
@@ -51,6 +62,12 @@ def positive(text):
 def build_parser():
     parser = argparse.ArgumentParser(prog="safeqwen", description="Qwen2.5-VL with a guard that judges the pictures.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_judge(commands)
+    add_export(commands)
+    return parser
+
+
+def add_judge(commands):
     judge = commands.add_parser(
         "judge",
         help="judge pictures and answer about them",
@@ -90,16 +107,44 @@ def build_parser():
     answer.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
     )
-    return parser
+    judge.set_defaults(module="safeqwen.judge")
+
+
+def add_export(commands):
+    export = commands.add_parser(
+        "export",
+        help="make a training run a folder that anyone can load",
+        description=EXPORT,
+        epilog=EXPORT_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("run_folder", metavar="RUN", help="the folder that safeqwen train wrote")
+    export.add_argument("out", metavar="OUT", help="a folder that does not exist yet, or is empty")
+    export.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="of the weights (default: %(default)s)",
+    )
+    export.add_argument(
+        "--max-shard-size", metavar="SIZE", default="5GB", help="of one weights file (default: %(default)s)"
+    )
+    export.add_argument(
+        "--adapter-only",
+        action="store_true",
+        help="only what LoRA trained, guard included, to be loaded onto the base",
+    )
+
+    hub = export.add_argument_group("Hub")
+    hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
+    hub.add_argument("--private", action="store_true", help="if the repository is new, let nobody else see it")
+    export.set_defaults(module="safeqwen.export")
 
 
 def main(argv=None):
     """Runs the command line `argv` (by default the process's own) and returns its exit code."""
     args = build_parser().parse_args(argv)
-
-    from safeqwen import judge
-
-    return judge.run(args)
+    return importlib.import_module(args.module).run(args)
 
 
 if __name__ == "__main__":
