@@ -44,6 +44,15 @@ exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not 
 uploaded; 2 wrong usage, or a run that cannot be exported. The reason is on stderr.
 """
 
+CHECK = """\
+Try a published folder as a stranger would: load it by every Auto class of the installed transformers, judge a picture,
+answer a question; and compare logits and verdict with those of the run that it was made of.
+
+One line a check on stdout, "ok" or "FAILED" with the reason and what to do. The folder's code is run only if it is
+this package's own. Weights are loaded in float32, one model at a time: four bytes a parameter.
+"""
+CHECK_EXIT_CODES = "exit codes: 0 all checks passed; 1 one failed; 2 wrong usage."
+
 
 def probability(text):
     value = float(text)
@@ -64,6 +73,7 @@ def build_parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_judge(commands)
     add_export(commands)
+    add_check(commands)
     return parser
 
 
@@ -139,6 +149,21 @@ def add_export(commands):
     hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
     hub.add_argument("--private", action="store_true", help="if the repository is new, let nobody else see it")
     export.set_defaults(module="safeqwen.export")
+
+
+def add_check(commands):
+    check = commands.add_parser(
+        "check",
+        help="try a published folder: load, judge, answer, compare",
+        description=CHECK,
+        epilog=CHECK_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("folder", metavar="OUT", help="the folder that safeqwen export wrote")
+    check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
+    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
+    check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
+    check.set_defaults(module="safeqwen.check")
 
 
 def main(argv=None):
