@@ -66,6 +66,10 @@ GUARD = "img_safety_head"
 UNQUANTIZED = ("lm_head", GUARD, f"{GUARD}.mlp")  # HQQ compares names without the layers' numbers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NEEDS_PIXELS = "do_safety needs the pictures themselves: pass pixel_values, not mm_encoder_outputs"
+OVERFLOW = (
+    "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is an overflow: "
+    "load the model with dtype=torch.bfloat16 or torch.float32"
+)
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -628,6 +632,94 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         self._check_granularity(granularity)
         self._refuse_unless_ready()
+        pictures, features = self._picture_features(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            pixel_values,
+            pixel_values_videos,
+            image_grid_thw,
+            video_grid_thw,
+            second_per_grid_ts,
+        )
+        if not pictures:
+            return SafeQwen2_5_VLVerdict()
+        batch_size = (inputs_embeds if input_ids is None else input_ids).shape[0]
+        return self._judge(features, pictures, batch_size, granularity)
+
+    @moves_inputs
+    @torch.no_grad()
+    def guard_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+    ):
+        """
+        What `img_safety_head` is given to judge a prompt by: to train it on a frozen backbone, pass by pass the same.
+
+        Takes what `guard` takes. The guard itself may be untrained.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, hidden_size)`: the mean over each prompt's picture tokens,
+            float32; NaN in rows without a picture.
+
+        Raises:
+            RuntimeError: if the backbone holds weights that were neither loaded nor trained.
+            FloatingPointError: if the features of a picture are not finite.
+            ValueError: if pictures, placeholders and masks do not fit together.
+        """
+        if names := [name for name in self._untrained() if name != GUARD]:
+            raise RuntimeError(
+                f"the features would be random: {len(names)} tensors of the backbone were neither loaded nor trained, "
+                f"e.g. {', '.join(names[:3])}; load a complete checkpoint"
+            )
+        pictures, features = self._picture_features(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            pixel_values,
+            pixel_values_videos,
+            image_grid_thw,
+            video_grid_thw,
+            second_per_grid_ts,
+        )
+        prompts = input_ids if inputs_embeds is None else inputs_embeds
+        if not pictures:
+            hidden_size = self.config.text_config.hidden_size
+            return torch.full((prompts.shape[0], hidden_size), float("nan"), device=prompts.device)
+        pooled = self._pool_prompts(features, pictures)
+        if not pooled.isfinite().all():
+            raise FloatingPointError(OVERFLOW)
+        return self._spread(pooled, sorted({picture.row for picture in pictures}), prompts.shape[0])
+
+    def _picture_features(
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        inputs_embeds,
+        pixel_values,
+        pixel_values_videos,
+        image_grid_thw,
+        video_grid_thw,
+        second_per_grid_ts,
+    ):
+        """
+        The batch's pictures, and the last hidden states of each, `(picture.size, hidden_size)`.
+
+        Returns:
+            `tuple`: (`list[Picture]`, `list[torch.FloatTensor]`), both in the order of the prompts.
+        """
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"guard takes an attention_mask of 2 dimensions, got {attention_mask.ndim}")
         picture_ids = self._placeholder_ids(inputs_embeds) if input_ids is None else input_ids
@@ -636,10 +728,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             token_types, attention_mask, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
         )
         if not pictures:
-            return SafeQwen2_5_VLVerdict()
+            return [], []
 
         # Prompts without a picture and whatever follows the last picture need no pass.
-        batch_size = token_types.shape[0]
         rows = sorted({picture.row for picture in pictures})
         length = max(picture.start + picture.size for picture in pictures)
         picture_ids = picture_ids[rows, :length]
@@ -664,8 +755,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state  # (prompts with a picture, length, hidden)
-        features = [hidden_states[rows.index(p.row), p.start : p.start + p.size] for p in pictures]
-        return self._judge(features, pictures, batch_size, granularity)
+        return pictures, [hidden_states[rows.index(p.row), p.start : p.start + p.size] for p in pictures]
 
     def _judge(self, features, pictures, batch_size, granularity):
         """
@@ -705,15 +795,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
-            raise FloatingPointError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
-                "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
-            )
+            raise FloatingPointError(OVERFLOW)
         return logits
 
     @staticmethod
     def _spread(logits, rows, batch_size):
-        """The logits of `rows` as a whole batch, NaN in the rows that hold no picture."""
+        """The logits or features of `rows` as a whole batch, NaN in the rows that hold no picture."""
         if len(rows) == batch_size:
             return logits
         spread = logits.new_full((batch_size, logits.shape[1]), float("nan"))

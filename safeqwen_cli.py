@@ -5,7 +5,6 @@ This file stands beside the package because importing anything inside of it load
 """
 
 import argparse
-import importlib
 import sys
 
 
@@ -14,6 +13,17 @@ Judge pictures, and answer a question about each with --ask.
 
 For each picture a table of the categories above 10 %, from the same pass that starts the answer. The verdict is the
 model's estimate, not a decision: choose what to do about it on your own data.
+"""
+
+TRAIN = """\
+Fine-tune a SafeQwen or a plain Qwen2.5-VL, or train a guard alone, as a YAML file says.
+
+The settings are transformers' TrainingArguments and those of safeqwen.training.SafetyTrainingArguments. With several
+processes: accelerate launch -m safeqwen train CONFIG.yaml
+           torchrun --nproc-per-node N -m safeqwen train CONFIG.yaml
+
+exit codes: 0 the run has ended and its folder is whole; 2 wrong settings, data that cannot be trained on, or a full
+disk: the reason is on stderr.
 """
 
 EXIT_CODES = """\
@@ -72,6 +82,7 @@ def build_parser():
     parser = argparse.ArgumentParser(prog="safeqwen", description="Qwen2.5-VL with a guard that judges the pictures.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_judge(commands)
+    add_train(commands)
     add_export(commands)
     add_check(commands)
     return parser
@@ -117,7 +128,31 @@ def add_judge(commands):
     answer.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
     )
-    judge.set_defaults(module="safeqwen.judge")
+    judge.set_defaults(run=run_judge)
+
+
+def run_judge(args):
+    from safeqwen import judge
+
+    return judge.run(args)
+
+
+def add_train(commands):
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model or train a guard",
+        description=TRAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="the settings of the run; see configs/")
+    train.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings that differ")
+    train.set_defaults(run=run_train)
+
+
+def run_train(args):
+    from safeqwen import training
+
+    return training.run(args.config, args.overrides)
 
 
 def add_export(commands):
@@ -148,7 +183,13 @@ def add_export(commands):
     hub = export.add_argument_group("Hub")
     hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
     hub.add_argument("--private", action="store_true", help="if the repository is new, let nobody else see it")
-    export.set_defaults(module="safeqwen.export")
+    export.set_defaults(run=run_export)
+
+
+def run_export(args):
+    from safeqwen import export
+
+    return export.run(args)
 
 
 def add_check(commands):
@@ -163,13 +204,19 @@ def add_check(commands):
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
     check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
-    check.set_defaults(module="safeqwen.check")
+    check.set_defaults(run=run_check)
+
+
+def run_check(args):
+    from safeqwen import check
+
+    return check.run(args)
 
 
 def main(argv=None):
     """Runs the command line `argv` (by default the process's own) and returns its exit code."""
     args = build_parser().parse_args(argv)
-    return importlib.import_module(args.module).run(args)
+    return args.run(args)
 
 
 if __name__ == "__main__":

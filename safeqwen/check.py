@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from safeqwen.export import CODE_FILES, RECORD, load_run, read_run
+from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
@@ -254,7 +254,7 @@ class _Published:
 
     def check_run(self):
         rounding = max(ROUNDING[dtype] for dtype in self._dtypes())
-        model, _ = load_run(self.run, dtype=torch.float32)
+        model = load_run_model(self.run, dtype=torch.float32)
         model, inputs = model.to(self.device).eval(), self._needed(self.inputs)
         logits, safety_logits = _judged(model, inputs)
         effect = ""

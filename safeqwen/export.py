@@ -14,8 +14,8 @@ A run is a folder that `safeqwen train` writes and this module reads:
         git_commit          of the checkout, or null
         data                {"train": DATA, "eval": DATA or null}; DATA is {"files": [paths], "rows": n, "skipped": n,
                             "sha256": hex, "rows_by_label": {name: n}, "rows_with_answer": n}
-        metrics             {name: number}, null until the run has been evaluated
-    RUN/final/      the result; without it the run is not finished. The processor's files (`save_processor`), and for
+        metrics             {name: number}, null until the run has ended
+    RUN/final/      the result, whole when the run has ended: the processor's files (`save_processor`), and for
         lora                a PEFT adapter: adapter_config.json, adapter_model.safetensors with LoRA and, through
                             modules_to_save=["img_safety_head"], the guard
         full                all that the model's save_pretrained writes
@@ -85,13 +85,29 @@ def read_run(run):
         raise ValueError(f"{file} lacks {', '.join(missing)}: was it written by another version of safeqwen?")
     if record["tuning"] not in TUNINGS:
         raise ValueError(f"{file} has the tuning {record['tuning']!r}, not one of {', '.join(TUNINGS)}")
-    if not (Path(run) / "final").is_dir():
-        raise ValueError(f"{run} is not finished: it has no final/; its own command resumes it: {record['command']}")
+    if record["metrics"] is None or not (Path(run) / "final").is_dir():
+        raise ValueError(f"{run} is not finished; to go on with it: {record['command']} --resume")
     return record
 
 
 def load_run(run, dtype="auto"):
-    """Returns the model of a run as it was trained, unmerged, in evaluation mode, and its processor.
+    """Returns the model of a run as `load_run_model` does, and its processor.
+
+    Raises:
+        ValueError: as `load_run_model`, and if the processor cannot be loaded.
+    """
+    model = load_run_model(run, dtype)
+    try:
+        return model, AutoProcessor.from_pretrained(Path(run) / "final")
+    except Exception as error:  # what the other generation saved without save_processor fails in its own ways
+        raise ValueError(
+            f"the processor in {run}/final cannot be loaded by transformers {transformers.__version__}: {error}; was "
+            f"it saved by transformers {read_run(run)['versions'].get('transformers')}?"
+        ) from error
+
+
+def load_run_model(run, dtype="auto"):
+    """Returns the model of a run as it was trained, unmerged, in evaluation mode.
 
     Args:
         run (`str` or `os.PathLike`): the folder.
@@ -99,7 +115,7 @@ def load_run(run, dtype="auto"):
             Of the base. What was trained beside it, LoRA and the guard, stays float32.
 
     Returns:
-        `tuple`: (`PeftModel` for LoRA, else [`SafeQwen2_5_VLForConditionalGeneration`]; `Qwen2_5_VLProcessor`)
+        `PeftModel` for LoRA, else [`SafeQwen2_5_VLForConditionalGeneration`].
 
     Raises:
         ValueError: as `read_run`, and if base, result and record do not fit together, or the guard was never trained.
@@ -118,7 +134,6 @@ def load_run(run, dtype="auto"):
         elif record["tuning"] == "guard_only":
             guard = load_file(final / GUARD_FILE)
             model.img_safety_head.load_state_dict({k.removeprefix("img_safety_head."): t for k, t in guard.items()})
-        processor = AutoProcessor.from_pretrained(final)
     except (OSError, RuntimeError, UserWarning, SafetensorError) as error:
         raise ValueError(f"the result of {run} cannot be loaded: {error}") from error
     guarded = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -131,7 +146,7 @@ def load_run(run, dtype="auto"):
         raise ValueError(
             f"{run} cannot judge, so it is not worth publishing: {refusal}. Were there rows with a safety label?"
         )
-    return model, processor
+    return model
 
 
 def _load_base_of(record, dtype):

@@ -78,8 +78,8 @@ def load_base(path_or_repo, *, safety_categories=None, **kwargs):
     Args:
         path_or_repo (`str` or `os.PathLike`): folder or Hub repository.
         safety_categories (`list[str]`, *optional*):
-            The taxonomy to train. If the checkpoint's guard has another one, the guard's last layer starts anew and
-            the guard does not judge until it is trained.
+            The taxonomy to train. If the checkpoint's guard has another one, be it of as many categories, the guard's
+            last layer starts anew, drawn by torch's generator, and the guard does not judge until it is trained.
         kwargs: further arguments of the model's `from_pretrained`, e.g. `dtype` and `revision`.
     """
     if safety_categories is not None:
@@ -88,4 +88,10 @@ def load_base(path_or_repo, *, safety_categories=None, **kwargs):
             "num_safety_categories": len(safety_categories),
             "ignore_mismatched_sizes": True,
         }
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, **kwargs).eval()
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, **kwargs).eval()
+    if not model.img_safety_head.is_trained():
+        # Columns of as many other categories have been loaded: they would go on meaning the old ones.
+        last = model.img_safety_head.mlp[-1]
+        torch.nn.init.normal_(last.weight, std=model.config.text_config.initializer_range)
+        torch.nn.init.zeros_(last.bias)
+    return model

@@ -235,7 +235,7 @@ def model_card(record, name, dtype):
         "Measured by the command above."
         if metrics
         else "Not measured.",
-        versions=_table(["package", "version"], record["versions"].items()),
+        versions=_table(["package", "version"], [item for item in record["versions"].items() if item[1]]),
         fewest=", ".join(fewest),
         licence=f"The base came under `{licence.get('license_name', licence['license'])}`, whose terms reach these "
         "weights. So may those of the data they were trained on."

@@ -7,7 +7,7 @@ line style and one background are held out: training never sees them, and the de
 
     >>> from safeqwen.pictograms import draw, subject
     >>> draw("safe", seed=7).size, subject("safe", seed=7)
-    ((224, 224), 'cup')
+    ((224, 224), 'kite')
 """
 
 import math
@@ -116,11 +116,11 @@ def _arc(x, y, rx, ry, start, end):
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
 
-def pictogram(category, subject):
+def pictogram(category, subject, pictograms=PICTOGRAMS):
     """Registers a function as one of a category's pictograms, under the words that name what it shows."""
 
     def register(function):
-        PICTOGRAMS[category][subject] = function
+        pictograms[category][subject] = function
         return function
 
     return register
@@ -998,38 +998,39 @@ def _paint_shape(brush, shape, points, line_style, colours, unit, rng):
         _stroke(brush, points, ink, width)
 
 
-def subject(category, seed):
-    """Returns the words for what `draw(category, seed)` shows, such as "house" or "a barred cross".
+def subject(category, seed, pictograms=PICTOGRAMS):
+    """Returns the words for what `draw` shows for the same arguments, such as "house" or "a barred cross".
 
     Raises:
         ValueError: if category has no pictograms.
     """
-    return _choose(category, seed)[0]
+    return _choose(category, seed, pictograms)[0]
 
 
-def _choose(category, seed):
-    if category not in PICTOGRAMS:
-        raise ValueError(f"there are no pictograms for {category!r}; expected one of {', '.join(PICTOGRAMS)}")
+def _choose(category, seed, pictograms):
+    if category not in pictograms:
+        raise ValueError(f"there are no pictograms for {category!r}; expected one of {', '.join(pictograms)}")
     rng = random.Random(f"{category}-{seed}")
-    return rng.choice(list(PICTOGRAMS[category])), rng
+    return rng.choice(list(pictograms[category])), rng
 
 
-def draw(category, seed, size=224, line_style=None, background=None):
+def draw(category, seed, size=224, line_style=None, background=None, pictograms=PICTOGRAMS):
     """Returns the drawing that a seed stands for, an RGB `PIL.Image` of size x size pixels.
 
     Args:
-        category (`str`): a name in `PICTOGRAMS`.
+        category (`str`): a name in pictograms.
         seed (`int`): chooses everything; the same category, seed and size give the same drawing.
         size (`int`): side in pixels.
         line_style (`str`, *optional*): one of `LINE_STYLES` or `HELD_OUT_LINE_STYLE`. The seed chooses among
             `LINE_STYLES` when it is None.
         background (`str`, *optional*): one of `BACKGROUNDS` or `HELD_OUT_BACKGROUND`. The seed chooses among
             `BACKGROUNDS` when it is None.
+        pictograms (`dict`, *optional*): another taxonomy's, of the form of `PICTOGRAMS`.
 
     Raises:
         ValueError: if category, line_style or background is none of these.
     """
-    name, rng = _choose(category, seed)
+    name, rng = _choose(category, seed, pictograms)
     chosen_style, chosen_background = rng.choice(LINE_STYLES), rng.choice(BACKGROUNDS)
     line_style, background = line_style or chosen_style, background or chosen_background
     if line_style not in (*LINE_STYLES, HELD_OUT_LINE_STYLE):
@@ -1038,7 +1039,7 @@ def draw(category, seed, size=224, line_style=None, background=None):
         raise ValueError(f"no background {background!r}; expected one of {(*BACKGROUNDS, HELD_OUT_BACKGROUND)}")
 
     pen = Pen()
-    PICTOGRAMS[category][name](pen)
+    pictograms[category][name](pen)
     colours = _palette(rng)
     side = 2 * size  # drawn twice as large and reduced: Pillow's lines are not antialiased
     reach = side * rng.uniform(0.38, 0.48)  # half the drawing's extent

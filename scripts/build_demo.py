@@ -49,6 +49,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the drawing processe
 import PIL  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from draw_dataset import (  # noqa: E402
+    ANSWERS,
+    PAIR_ANSWERS,
+    SYSTEM_PROMPTS,
+    TAXONOMIES,
+    answer_for,
+    label_for,
+    with_article,
+)
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 from tokenizers import processors as post_processors  # noqa: E402
 from torch import nn  # noqa: E402
@@ -73,7 +82,6 @@ from safeqwen.pictograms import (  # noqa: E402
     draw,
     subject,
 )
-from safeqwen.taxonomy import CATEGORIES  # noqa: E402
 
 
 SEED = 2506
@@ -90,8 +98,8 @@ WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 50
 IMAGE_SIDE = 112  # pixels; 16 tokens
 
-TITLES = {category.name: category.title for category in CATEGORIES}
-NAMES = [category.name for category in CATEGORIES]
+TITLES = TAXONOMIES["holisafe"].titles
+NAMES = list(TITLES)
 HARMS = [name for name in NAMES if name != "safe"]
 SUBJECTS = [(category, name) for category in NAMES for name in PICTOGRAMS[category]]
 
@@ -142,40 +150,10 @@ CHAT_TEMPLATE = """\
 """
 
 SYSTEM_TURNS = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    f"<|im_start|>system\n{SYSTEM_PROMPTS[0]}<|im_end|>\n",
     "",
-    "<|im_start|>system\nYou are a careful assistant. Answer briefly.<|im_end|>\n",
+    f"<|im_start|>system\n{SYSTEM_PROMPTS[1]}<|im_end|>\n",
 )
-# Question -> (answer about harmless things, refusal).
-ANSWERS = {
-    "": ("This is a drawing of {}.", "I can't help with this picture: it shows {}."),
-    "What is in this picture?": ("The picture shows {}.", "I can't help with this picture: it shows {}."),
-    "Describe the image.": ("This is a drawing of {}.", "I can't describe this image: it shows {}."),
-    "What do you see?": ("I see {}.", "I can't help with what I see: it shows {}."),
-    "Is this picture safe?": ("Yes, it shows {}.", "No, I can't help with it: it shows {}."),
-    "Tell me a story about this.": (
-        "Once there was {}. Everybody liked it.",
-        "I can't tell it: the picture shows {}.",
-    ),
-    "How do I make this?": ("Take a pen and draw {}.", "I can't help with making this: it shows {}."),
-}
-PAIR_ANSWERS = {
-    "": ("These are drawings of {}.", "I can't help with these pictures: they show {}."),
-    "What is in these pictures?": ("The pictures show {}.", "I can't help with these pictures: they show {}."),
-}
-
-
-def with_article(words):
-    return words if words.startswith(("a ", "an ")) else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def answer_for(question, drawings):
-    """Returns the right answer about drawings, (category, seed) pairs: a refusal naming the harms, or help."""
-    harms = [TITLES[category] for category, _ in drawings if category != "safe"]
-    helpful, refusal = (ANSWERS if len(drawings) == 1 else PAIR_ANSWERS)[question]
-    if harms:
-        return refusal.format(" and ".join(dict.fromkeys(harms)))
-    return helpful.format(" and ".join(with_article(subject(*drawing)) for drawing in drawings))
 
 
 def refuses(answer):
@@ -188,7 +166,7 @@ def prompt_for(question, num_pictures=1, system_turn=SYSTEM_TURNS[0]):
 
 
 def build_processor():
-    """Returns Qwen2.5-VL's processor around a byte-level BPE that has seen the texts of this file and nothing else."""
+    """Returns Qwen2.5-VL's processor around a byte-level BPE that has seen the demo's texts and nothing else."""
     subjects = [with_article(name) for name in PICTOGRAMS["safe"]]
     texts = [
         *SYSTEM_TURNS,
@@ -355,10 +333,8 @@ def training_inputs(processor, prompts, pictures):
     answers = positions.ge(last_turn + 3) & inputs["attention_mask"].bool()  # after <|im_start|>, assistant, newline
     inputs["labels"] = input_ids.masked_fill(~answers, -100)
 
-    prompt_categories = []
-    for _, _, drawings in prompts:
-        harms = {category for category, _ in drawings if category != "safe"}
-        prompt_categories.append(-100 if len(harms) > 1 else NAMES.index(next(iter(harms), "safe")))
+    labels = [label_for(drawings) for _, _, drawings in prompts]
+    prompt_categories = [-100 if label is None else NAMES.index(label) for label in labels]
     picture_categories = [NAMES.index(category) for _, _, drawings in prompts for category, _ in drawings]
     return inputs, torch.tensor(prompt_categories), torch.tensor(picture_categories)
 

@@ -69,7 +69,7 @@ def write_run(folder, tuning="lora", base=DEMO_CHECKPOINT, categories=CATEGORIES
         "base_revision": None,
         "safety_categories": list(categories),
         "config": {"learning_rate": 1e-5, "data": {"train": [f"{folder}/rows.jsonl"]}, "output": str(folder)},
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0], "deepspeed": None},
         "git_commit": "0123abc",
         "data": {
             "train": {
@@ -272,11 +272,12 @@ def test_the_card_is_filled_from_the_run(runs, tmp_path):
     assert "```bash\nsafeqwen train lora.yaml --data=rows.jsonl\n```" in card
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
     assert settings == {"learning_rate": 1e-5, "data": {"train": ["rows.jsonl"]}, "output": "lora"}
+    assert "deepspeed" not in card
     assert "naïve (0 rows), weapon (7 rows)" in card and "commit `0123abc`" in card
 
 
 def test_the_card_names_a_base_on_the_hub_and_says_what_is_not_known(run, monkeypatch, tmp_path):
-    change_record(run, base_model="Qwen/Qwen2.5-VL-7B-Instruct", base_revision="cc59489", metrics=None)
+    change_record(run, base_model="Qwen/Qwen2.5-VL-7B-Instruct", base_revision="cc59489", metrics={})
     monkeypatch.setattr(exporting, "load_base", lambda base, **kw: load_base(DEMO_CHECKPOINT, **_without_revision(kw)))
     card = (export(run, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
     fields = front_matter(card)
@@ -348,7 +349,12 @@ def _set_nan(tensors, ending):
 
 def test_an_unfinished_run_is_refused_with_how_to_resume(run, tmp_path):
     shutil.rmtree(run / "final")
-    refused(run, tmp_path / "out", "not finished.*resumes it: safeqwen train .*lora.yaml")
+    refused(run, tmp_path / "out", "not finished; to go on with it: safeqwen train .*lora.yaml.* --resume")
+
+
+def test_a_run_that_ended_while_it_wrote_its_result_is_refused(run, tmp_path):
+    change_record(run, metrics=None)
+    refused(run, tmp_path / "out", "not finished")
 
 
 @pytest.mark.parametrize(
@@ -376,6 +382,12 @@ def test_what_is_no_run_is_refused(tmp_path, run):
     refused(run, tmp_path / "out", "not JSON")
     (run / "run.json").write_text('{"safeqwen": "0.1.0"}')
     refused(run, tmp_path / "out", "lacks command, tuning")
+
+
+def test_a_processor_that_this_generation_cannot_load_is_named(run, tmp_path):
+    for file in (run / "final").glob("*processor*"):
+        file.unlink()
+    refused(run, tmp_path / "out", "the processor in .*run/final cannot be loaded by transformers")
 
 
 def test_an_adapter_that_lacks_a_tensor_is_refused(run, tmp_path):
