@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -90,6 +91,9 @@ class SafetyTrainingArguments(TrainingArguments):
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "e.g. sdpa, flash_attention_2"})
     tuning: str = field(default="lora", metadata={"help": "lora, full or guard_only"})
+    frozen: str | None = field(
+        default=None, metadata={"help": "with tuning: full, regular expression over the weights that stay as they are"}
+    )
     categories: list[str] | None = field(
         default=None, metadata={"help": "names in their order, or a YAML file of them (default: the model's)"}
     )
@@ -107,6 +111,12 @@ class SafetyTrainingArguments(TrainingArguments):
     max_video_frames: int = field(default=32, metadata={"help": "of a video, at most"})
 
     guard_learning_rate: float = field(default=1e-5, metadata={"help": "of the guard; learning_rate is the model's"})
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "train matrices within the towers by torch's Muon at this rate, the rest by AdamW (torch 2.9 on)"
+        },
+    )
     guard_dropout: float = field(default=0.1, metadata={"help": "probability in [0, 1)"})
     safety_loss_lambda: float | None = field(
         default=None, metadata={"help": "weight of the safety loss (default: the model's, 1.0)"}
@@ -179,6 +189,8 @@ class SafetyTrainingArguments(TrainingArguments):
                 )
         if self.tuning == "full" and self.dtype not in (None, "float32"):
             raise ValueError(f"with tuning: full all weights are trained, in float32; got dtype {self.dtype}")
+        if self.frozen is not None and self.tuning != "full":
+            raise ValueError(f"frozen goes with tuning: full; with {self.tuning} the backbone's weights stay anyway")
         if self.early_stopping_patience is not None and not self.eval_data:
             raise ValueError("early_stopping_patience needs eval_data to see when to stop")
         if getattr(self, "label_smoothing_factor", 0):
@@ -260,13 +272,17 @@ class SafetyTrainer(Trainer):
         """AdamW or what `optim` says, with the guard's learning rate beside the model's."""
         model = self.model if model is None else model
         if self.optimizer is None:
-            groups = []
+            matrices = []
+            if self.args.muon_learning_rate is not None:
+                matrices = [parameter for name, parameter in model.named_parameters() if _is_muons(name, parameter)]
+            by_muon, groups = {id(matrix) for matrix in matrices}, []
             for part, rate in (("model", self.args.learning_rate), ("guard", self.args.guard_learning_rate)):
                 for decays in (True, False):
                     parameters = [
                         parameter
                         for name, parameter in model.named_parameters()
                         if parameter.requires_grad
+                        and id(parameter) not in by_muon
                         and (GUARD in name) == (part == "guard")
                         and (parameter.ndim > 1) == decays  # norms and biases do not decay
                     ]
@@ -275,6 +291,9 @@ class SafetyTrainer(Trainer):
                         groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
             optimizer, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer(groups, **kwargs)
+            if matrices:
+                options = {"lr": self.args.muon_learning_rate, "weight_decay": self.args.weight_decay}
+                self.optimizer = SeveralOptimizers([torch.optim.Muon(matrices, **options), self.optimizer])
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None):
@@ -429,6 +448,44 @@ class Losses:
     safety_losses: torch.Tensor  # weighted
     row_weights: torch.Tensor  # 0 for rows without a verdict label
     logits: torch.Tensor
+
+
+def _is_muons(name, parameter):
+    """Whether Muon is for this weight: a matrix within a tower, not at its ends."""
+    at_an_end = "embed" in name or "lm_head" in name or GUARD in name
+    return parameter.requires_grad and parameter.ndim == 2 and not at_an_end
+
+
+class SeveralOptimizers(torch.optim.Optimizer):
+    """Optimizers that step as one; each has parameters of its own."""
+
+    def __init__(self, optimizers):
+        self.optimizers = optimizers
+        self.defaults = {}
+
+    @property
+    def param_groups(self):
+        """The groups themselves, so that a schedule reaches them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self):
+        return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
+
+    def step(self, closure=None):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none=True):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict):
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
 
 
 class WeightedSampler(Sampler):
@@ -700,6 +757,14 @@ def _load(args, base, taxonomy, hub):
     if args.tuning == "guard_only":
         model.requires_grad_(False)
         model.img_safety_head.requires_grad_(True)
+    elif args.frozen is not None:
+        names = [name for name, _ in model.named_parameters() if re.search(args.frozen, name)]
+        if not names:
+            raise ValueError(
+                f"frozen {args.frozen!r} matches no weight, of which the first is model.visual...; correct it"
+            )
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
     return model
 
 

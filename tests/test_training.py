@@ -295,12 +295,10 @@ def test_weights_that_are_trained_are_float32_whatever_the_others_are(tmp_path, 
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, rows, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, rows):
     trainer = build_trainer(rows, tmp_path)
     layer = trainer.model.get_base_model().model.language_model.layers[1].mlp.down_proj
     layer.base_layer.weight.data[0, 0] = torch.inf
-        torch.inf
-    )
     with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 1.*bf16"):
         trainer.train()
 
