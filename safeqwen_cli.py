@@ -44,6 +44,25 @@ unsafe (whether or not another could not be judged).
 Later versions may add fields, and will not change these.
 """
 
+EXPORT = """\
+Write a finished training run as a folder that anyone can load: merged weights, code, processor, model card.
+
+OUT appears as a whole or not at all, and names no folder of this machine. Then try it with safeqwen check.
+"""
+EXPORT_EXIT_CODES = """\
+exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not be written, or was written but not
+uploaded; 2 wrong usage, or a run that cannot be exported. The reason is on stderr.
+"""
+
+CHECK = """\
+Try a published folder as a stranger would: load it by every Auto class of the installed transformers, judge a picture,
+answer a question; and compare logits and verdict with those of the run that it was made of.
+
+One line a check on stdout, "ok" or "FAILED" with the reason and what to do. The folder's code is run only if it is
+this package's own. Weights are loaded in float32, one model at a time: four bytes a parameter.
+"""
+CHECK_EXIT_CODES = "exit codes: 0 all checks passed; 1 one failed; 2 wrong usage."
+
 
 def probability(text):
     value = float(text)
@@ -64,6 +83,8 @@ def build_parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_judge(commands)
     add_train(commands)
+    add_export(commands)
+    add_check(commands)
     return parser
 
 
@@ -132,6 +153,64 @@ def run_train(args):
     from safeqwen import training
 
     return training.run(args.config, args.overrides)
+
+
+def add_export(commands):
+    export = commands.add_parser(
+        "export",
+        help="make a training run a folder that anyone can load",
+        description=EXPORT,
+        epilog=EXPORT_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("run_folder", metavar="RUN", help="the folder that safeqwen train wrote")
+    export.add_argument("out", metavar="OUT", help="a folder that does not exist yet, or is empty")
+    export.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="of the weights (default: %(default)s)",
+    )
+    export.add_argument(
+        "--max-shard-size", metavar="SIZE", default="5GB", help="of one weights file (default: %(default)s)"
+    )
+    export.add_argument(
+        "--adapter-only",
+        action="store_true",
+        help="only what LoRA trained, guard included, to be loaded onto the base",
+    )
+
+    hub = export.add_argument_group("Hub")
+    hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
+    hub.add_argument("--private", action="store_true", help="if the repository is new, let nobody else see it")
+    export.set_defaults(run=run_export)
+
+
+def run_export(args):
+    from safeqwen import export
+
+    return export.run(args)
+
+
+def add_check(commands):
+    check = commands.add_parser(
+        "check",
+        help="try a published folder: load, judge, answer, compare",
+        description=CHECK,
+        epilog=CHECK_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("folder", metavar="OUT", help="the folder that safeqwen export wrote")
+    check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
+    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
+    check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
+    check.set_defaults(run=run_check)
+
+
+def run_check(args):
+    from safeqwen import check
+
+    return check.run(args)
 
 
 def main(argv=None):

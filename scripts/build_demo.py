@@ -72,6 +72,7 @@ from transformers import (  # noqa: E402
     Qwen2VLVideoProcessor,
 )
 
+from safeqwen.export import save_processor  # noqa: E402
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig  # noqa: E402
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration  # noqa: E402
 from safeqwen.pictograms import (  # noqa: E402
@@ -485,15 +486,7 @@ def save(model, processor, out):
     for file in out.iterdir():
         file.unlink()
     model.half().save_pretrained(out)
-    processor.save_pretrained(out)
-    # transformers 5.x keeps all in processor_config.json; 4.x reads a file for each part.
-    processor.image_processor.to_json_file(out / "preprocessor_config.json")
-    processor.video_processor.to_json_file(out / "video_preprocessor_config.json")
-    # 4.x takes no list under the name that 5.x writes; both know the older name.
-    tokenizer_config = json.loads((out / "tokenizer_config.json").read_text())
-    if "extra_special_tokens" in tokenizer_config:
-        tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
-    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+    save_processor(processor, out)
     for file, name in STUBS.items():
         module = file.removesuffix(".py")
         (out / file).write_text(

@@ -1,0 +1,339 @@
+"""`safeqwen check`: whether a published folder loads, judges and answers, and says what its training run said.
+
+How far merged weights may move the logits: rounding a weight makes a relative error of at most u, 2^-11 in float16 and
+2^-8 in bfloat16. The errors of a matrix are independent, so that its output is off by about u / sqrt(3), in no
+direction. The residual stream adds the layers' outputs up and their errors in quadrature, and the share stays at a few
+u however many layers there are. Measured on the demo and on random Qwen2.5-VLs of 2 + 2, 3 + 4 and 28 + 32 layers, as
+a share of the largest logit: 0.1 u to 2.6 u, without a trend. Allowed are 8 u, which is 0.4 % in float16 and 3 % in
+bfloat16. A merge that loses what LoRA did is off by as much as LoRA had moved the logits; the check says how much that
+is.
+"""
+
+import ast
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
+from safeqwen.hub.configuration_safeqwen import AUTO_MAP
+from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.images import UnreadableImage, read_image
+from safeqwen.judge import printable
+from safeqwen.model_card import front_matter
+from safeqwen.pictograms import FIRST_HELD_OUT_SEED, draw
+from safeqwen.prompt import chat_prompt
+
+
+QUESTION = "What is in this picture?"
+IMPORTS = {"torch", "transformers", "copy", "dataclasses", "functools", "inspect", "math", "typing"}
+CARD_FIELDS = ("license", "library_name", "pipeline_tag", "tags")
+ROUNDING = {"F16": 2**-11, "BF16": 2**-8, "F32": 2**-18}  # for F32 what float32 arithmetic adds up to, generously
+ALLOWED_ROUNDINGS = 8
+SAME = 1e-4  # how far two ways to one number may differ in float32
+AGAIN = "export the run again"
+
+
+@dataclass
+class Finding:
+    """What came of one check: whether it passed, and what was found, or the reason and the remedy."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class CheckFailed(Exception):
+    """The reason and the remedy."""
+
+
+def check(folder, run=None, image=None, device="cpu"):
+    """Yields a [`Finding`] for each check of a folder that `safeqwen export` wrote.
+
+    The folder's code is run only if it is this package's own. One model is held at a time, in float32.
+
+    Args:
+        folder (`str` or `os.PathLike`)
+        run (`str` or `os.PathLike`, *optional*): the run that it was made of, to compare with.
+        image (`str` or `os.PathLike`, *optional*): the picture to judge; by default a drawing.
+        device (`str` or `torch.device`, *optional*): where the models run.
+
+    Raises:
+        ValueError: before anything is checked, if `folder` is no model's, `run` is no finished run, or the image
+            cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        adapter = "; it holds an adapter, which PeftModel.from_pretrained loads onto its base"
+        raise ValueError(
+            f"{folder} is no model's folder, having no config.json"
+            + (adapter if (folder / "adapter_config.json").exists() else "")
+        )
+    if run is not None:
+        read_run(run)
+    try:
+        pictures = [draw("safe", FIRST_HELD_OUT_SEED + 9_000_000, size=224)] if image is None else read_image(image)
+    except UnreadableImage as error:
+        raise ValueError(str(error)) from error
+    return _findings(_Published(folder, run, pictures, torch.device(device)))
+
+
+def _findings(published):
+    checks = [
+        ("code", published.check_code),
+        ("categories", published.check_categories),
+        ("AutoProcessor", published.check_processor),
+        (SafeQwen2_5_VLForConditionalGeneration.__name__, published.check_weights),
+        ("verdict", published.check_verdict),
+        ("answer", published.check_answer),
+        *(
+            (route, lambda route=route: published.check_auto_class(route))
+            for route in AUTO_MAP
+            if route.startswith("AutoModel") and hasattr(transformers, route)
+        ),
+        (Qwen2_5_VLForConditionalGeneration.__name__, published.check_plain),
+        ("model card", published.check_card),
+    ]
+    if published.run is not None:
+        checks.append(("run", published.check_run))
+    for name, function in checks:
+        try:
+            yield Finding(name, True, function())
+        except Exception as error:  # whatever a library raises for a folder that is broken in its own way
+            yield Finding(name, False, " ".join(str(error).split()) or type(error).__name__)
+
+
+class _Published:
+    """The folder under test. Each check returns what it found, or raises."""
+
+    def __init__(self, folder, run, pictures, device):
+        self.folder, self.run, self.pictures, self.device = folder, run, pictures, device
+        self.code_is_ours = False
+        self.processor = self.inputs = None
+        self.model = None  # until the checks that need it are done
+        self.logits = self.safety_logits = None  # (1, sequence, vocabulary), (1, categories)
+
+    def check_code(self):
+        found = {file.name for file in self.folder.glob("**/*.py")}
+        ours = {file.name for file in CODE_FILES}
+        if found != ours:
+            raise CheckFailed(f"the code files are {sorted(found)}, not {sorted(ours)}: {AGAIN}")
+        for file in CODE_FILES:
+            code = (self.folder / file.name).read_bytes()
+            if foreign := sorted(_imported(code) - IMPORTS):
+                raise CheckFailed(
+                    f"{file.name} imports {', '.join(foreign)}, which whoever loads it may not have; it should need "
+                    f"nothing but torch and transformers: {AGAIN}"
+                )
+            if code != file.read_bytes():
+                raise CheckFailed(
+                    f"{file.name} differs from that of the installed safeqwen: {AGAIN}, or check with the version "
+                    "that wrote it"
+                )
+        auto_map = self._config().get("auto_map")
+        if auto_map != AUTO_MAP:
+            raise CheckFailed(f"the auto_map of config.json is {auto_map}, not {AUTO_MAP}: {AGAIN}")
+        self.code_is_ours = True
+        return "two files, those of the installed safeqwen"
+
+    def check_categories(self):
+        names = self._config().get("safety_categories")
+        if names is None:
+            raise CheckFailed(f"config.json names no safety_categories: {AGAIN}")
+        records = {file: json.loads(file.read_text(encoding="utf-8")) for file in self._records() if file.exists()}
+        for file, record in records.items():
+            if record["safety_categories"] != names:
+                raise CheckFailed(
+                    f"config.json names {names}, but {file.name} says that the run trained "
+                    f"{record['safety_categories']}: {AGAIN}"
+                )
+        return f"{len(names)}" + ("" if records else f"; no {RECORD} to compare them with")
+
+    def _records(self):
+        return [self.folder / RECORD, *([] if self.run is None else [Path(self.run) / "run.json"])]
+
+    def check_processor(self):
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            if not (self.folder / name).exists():
+                raise CheckFailed(f"there is no {name}, which transformers 4.x needs: use safeqwen's save_processor")
+        self.processor = AutoProcessor.from_pretrained(self.folder)
+        text = chat_prompt(self.processor, len(self.pictures), QUESTION, add_generation_prompt=True)
+        inputs = self.processor(text=[text], images=self.pictures, return_tensors="pt").to(self.device)
+        image_token = self._config().get("image_token_id")
+        num_tokens = int((inputs["input_ids"] == image_token).sum())
+        expected = sum(inputs["image_grid_thw"].prod(dim=-1).tolist()) // self.processor.image_processor.merge_size**2
+        if num_tokens != expected:
+            raise CheckFailed(
+                f"the prompt has {num_tokens} tokens {image_token} (image_token_id of config.json), but its pictures "
+                f"are {expected}: is it the processor of another model?"
+            )
+        self.inputs = inputs
+        return f"{len(self.pictures)} x {expected // len(self.pictures)} picture tokens"
+
+    def check_weights(self):
+        model, info = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
+            self.folder, dtype=torch.float32, output_loading_info=True
+        )
+        self.model = model.to(self.device).eval()
+        for what in ("missing", "unexpected"):
+            if names := sorted(info[f"{what}_keys"]):
+                raise CheckFailed(f"{len(names)} tensors are {what}, e.g. {', '.join(names[:3])}: {AGAIN}")
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise CheckFailed(f"{name} is not finite: {AGAIN}, or train it again")
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        return f"{num_parameters:,} parameters in {'/'.join(sorted(self._dtypes()))}"
+
+    def check_verdict(self):
+        model, inputs = self._needed(self.model), self._needed(self.inputs)
+        logits, safety_logits = _judged(model, inputs)
+        probs = model.guard(**inputs).img_safety_probs
+        generated = model.generate(
+            **inputs, do_safety=True, return_dict_in_generate=True, max_new_tokens=1, do_sample=False
+        ).img_safety_probs
+        categories = model.config.safety_categories
+        if probs.shape != (1, len(categories)):
+            raise CheckFailed(f"the verdict has the shape {tuple(probs.shape)}, not {(1, len(categories))}: {AGAIN}")
+        if not probs.isfinite().all() or probs.min() < 0 or abs(probs.sum() - 1) > SAME:
+            raise CheckFailed(f"the verdict is no probabilities, finite and with the sum 1: {probs.tolist()}: {AGAIN}")
+        for name, other in (("forward", safety_logits.softmax(dim=-1)), ("generate", generated)):
+            if _distance(other, probs) > SAME:
+                raise CheckFailed(f"guard gives {probs.tolist()}, but {name} {other.tolist()}: please report this")
+        self.logits, self.safety_logits = logits, safety_logits
+        score, label = probs[0].max(dim=0)
+        return f"{categories[label]} {score:.1%}, one from guard, forward and generate"
+
+    def check_answer(self):
+        model, inputs = self._needed(self.model), self._needed(self.inputs)
+        self.model = None  # the last to use it
+        output = model.generate(
+            **inputs, do_safety=True, return_dict_in_generate=True, max_new_tokens=32, do_sample=False
+        )
+        tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+        if not len(tokens):
+            raise CheckFailed(f"generate added no token to {QUESTION!r}")
+        return f"{QUESTION} {self.processor.decode(tokens, skip_special_tokens=True)!r}"
+
+    def check_auto_class(self, route):
+        if not self.code_is_ours:
+            raise CheckFailed("not tried: the folder's code is not the package's, and is not run here")
+        model = getattr(transformers, route).from_pretrained(self.folder, trust_remote_code=True, dtype=torch.float32)
+        if type(model).__module__ == SafeQwen2_5_VLForConditionalGeneration.__module__:
+            raise CheckFailed(f"it loaded the installed package's class, not that of the folder: {AGAIN}")
+        logits, safety_logits = _judged(model.to(self.device).eval(), self._needed(self.inputs))
+        self._compare(logits, safety_logits, SAME, f"another model when loaded by {route}: please report this")
+        return "the same logits and verdict"
+
+    def check_plain(self):
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            self.folder, dtype=torch.float32, output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise CheckFailed(f"{len(missing)} tensors are missing, e.g. {', '.join(missing[:3])}: {AGAIN}")
+        with torch.no_grad():
+            logits = model.to(self.device).eval()(**self._needed(self.inputs)).logits
+        self._compare(logits, None, SAME, "another text when loaded as plain Qwen2.5-VL: please report this")
+        return "the same logits"
+
+    def check_card(self):
+        file = self.folder / "README.md"
+        if not file.exists():
+            raise CheckFailed(f"there is no README.md: {AGAIN}")
+        fields = front_matter(file.read_text(encoding="utf-8"))
+        if missing := [field for field in CARD_FIELDS if not fields.get(field)]:
+            raise CheckFailed(f"the front matter of README.md lacks {', '.join(missing)}: add them")
+        note = "; name the licence before you publish" if fields["license"] == "unknown" else ""
+        return f"license {fields['license']}, base {fields.get('base_model', 'not on the Hub')}{note}"
+
+    def check_run(self):
+        rounding = max(ROUNDING[dtype] for dtype in self._dtypes())
+        model = load_run_model(self.run, dtype=torch.float32)
+        model, inputs = model.to(self.device).eval(), self._needed(self.inputs)
+        logits, safety_logits = _judged(model, inputs)
+        effect = ""
+        if isinstance(model, PeftModel):
+            with model.disable_adapter(), torch.no_grad():
+                effect = f"; LoRA moved the logits by {_distance(model(**inputs).logits, logits):.2%}"
+        allowed = ALLOWED_ROUNDINGS * rounding
+        distance = self._compare(logits, safety_logits, allowed, f"not the run, unmerged{effect}: {AGAIN}")
+        return f"logits and verdict within {distance:.3%} of the unmerged run's, {allowed:.2%} is rounding{effect}"
+
+    def _compare(self, logits, safety_logits, allowed, reason):
+        """The largest distance (`float`) to the folder's logits and verdict; at most `allowed`."""
+        distance = _distance(self._needed(self.logits), logits)
+        if safety_logits is not None:
+            distance = max(distance, _distance(self.safety_logits, safety_logits))
+        if not distance <= allowed:  # NaN neither
+            raise CheckFailed(f"logits or verdict differ by {distance:.2%}, {allowed:.2%} allowed: {reason}")
+        return distance
+
+    def _config(self):
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+    def _dtypes(self):
+        """`set[str]`: what the tensors of the folder are stored as, e.g. `{"F16"}`."""
+        dtypes = set()
+        for file in self.folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                dtypes |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+        if not dtypes or dtypes - ROUNDING.keys():
+            raise CheckFailed(f"the weights are {sorted(dtypes)}, expected {', '.join(ROUNDING)}: {AGAIN}")
+        return dtypes
+
+    @staticmethod
+    def _needed(value):
+        if value is None:
+            raise CheckFailed("not tried: a check above failed")
+        return value
+
+
+@torch.no_grad()
+def _judged(model, inputs):
+    """The logits of all tokens, and of the guard."""
+    output = model(**inputs, do_safety=True)
+    return output.logits, output.img_safety_logits
+
+
+def _distance(tensor, other):
+    """The largest difference (`float`), as a share of the largest value of `other`, or of 1 if that is smaller.
+
+    A softmax turns a difference into one of probabilities as it stands, so that small logits need be no more exact.
+    """
+    return float((tensor - other).abs().max() / other.abs().max().clamp(min=1))
+
+
+def _imported(code):
+    """The top-level modules (`set[str]`) that Python code imports, but for the files beside it."""
+    modules = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules.add(node.module.split(".")[0])
+    return modules
+
+
+def run(args):
+    """Runs `safeqwen check` with the arguments of `safeqwen_cli`, and returns its exit code."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # between the libraries
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        findings = check(args.folder, run=args.run_folder, image=args.image, device=args.device)
+    except (ValueError, RuntimeError) as error:  # torch's, of a device that is none
+        print(f"safeqwen: {printable(str(error))}", file=sys.stderr)
+        return 2
+    passed = True
+    for finding in findings:
+        passed &= finding.passed
+        verdict = "ok" if finding.passed else "FAILED"
+        print(f"{verdict:6}  {finding.name}: {printable(finding.detail)}", flush=True)
+    return 0 if passed else 1
