@@ -32,7 +32,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .configuration_safeqwen import SafeQwen2_5_VLConfig
+from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig
 
 
 logger = logging.get_logger(__name__)
@@ -1095,6 +1095,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             saved, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **options)
             if cls.config_class.from_dict(saved).safety_categories != model.config.safety_categories:
                 untrained.add(GUARD)
+        for name in GUARD_FIELDS:  # fields of the config that are given here are left in the other configuration, too
+            vars(model.generation_config).pop(name, None)
         for head in model._guards():
             head.trained = not any(name.startswith(GUARD) for name in untrained)
         model._unloaded = {name for name in untrained if not name.startswith(GUARD)}

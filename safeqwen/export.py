@@ -212,8 +212,6 @@ def export(
         else:
             merged = _merge(model, DTYPES[dtype]) if isinstance(model, PeftModel) else model
             _cast(merged, DTYPES[dtype])
-            for field in configuration_safeqwen.GUARD_FIELDS:  # from_pretrained leaves those it was given there, too
-                vars(merged.generation_config).pop(field, None)
             merged.save_pretrained(folder, max_shard_size=max_shard_size)
             for file in CODE_FILES:
                 if (folder / file.name).read_bytes() != file.read_bytes():

@@ -49,6 +49,7 @@ from safeqwen.data import (
     read_taxonomy,
     sample_weights,
 )
+from safeqwen.export import save_processor
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLVerdict
 from safeqwen.loading import load_base
@@ -903,7 +904,7 @@ def _save_final(trainer, model, processor):
         trainer.save_model(str(final))
     if trainer.args.should_save:
         (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: run.json says it better
-        processor.save_pretrained(final)
+        save_processor(processor, final)
 
 
 def _record(output_dir, **entries):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
-from tiny import ROOT, VERSION_4, for_stock
+from tiny import ROOT, VERSION_4
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -85,7 +85,9 @@ def test_the_answer_and_the_verdict_of_one_pass_are_those_of_two(demo):
     inputs = ask(processor, [draw("suicide", UNSEEN), draw("safe", UNSEEN)])
     output = model.generate(**inputs, max_new_tokens=20, do_sample=False, do_safety=True, return_dict_in_generate=True)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, dtype=torch.float32)
-    assert torch.equal(output.sequences, plain.generate(**for_stock(inputs), max_new_tokens=20, do_sample=False))
+    types = {} if VERSION_4 else {"mm_token_type_ids": inputs["input_ids"].eq(model.config.image_token_id).int()}
+    expected = plain.generate(**{**inputs, **types}, max_new_tokens=20, do_sample=False)
+    assert torch.equal(output.sequences, expected)
     guard = model.guard(**inputs).img_safety_probs
     torch.testing.assert_close(output.img_safety_probs, guard, atol=1e-5, rtol=0)
 

@@ -296,6 +296,7 @@ def test_another_taxonomy_renews_the_guard_alone_and_does_not_judge(tmp_path, st
             folder, safety_categories=["safe", "cat", "dog"], ignore_mismatched_sizes=True, dtype=torch.float32
         )
         assert loaded.config.num_safety_categories == 3
+        assert not any("safety" in name for name in vars(loaded.generation_config))
         assert loaded.img_safety_head.mlp[-1].weight.shape == (3, 32)
         assert_refuses(loaded, "guard")
         assert torch.equal(loaded(**INPUTS).logits, stock(**for_stock(INPUTS)).logits)
