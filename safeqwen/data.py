@@ -9,13 +9,17 @@ A row is a conversation about pictures or videos, with a verdict label, an answe
      "image_safety_label": "safe", "type": "...", "category": "...", "subcategory": "..."}
 
 The first is JSONL's form, the second that of HoliSafe's files; a Hugging Face dataset may have either's columns. Rows
-without a verdict label train the language model alone, rows without an answer the guard alone.
+without a verdict label train the language model alone, rows without an answer the guard alone. null is as good as
+absent; -100 in data is refused. Fields of other names are not read, and refused if they look like what the row lacks.
 """
 
-import bisect
 import difflib
 import hashlib
 import json
+import math
+import os
+import re
+import reprlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,9 +36,17 @@ from safeqwen.taxonomy import CATEGORIES
 
 IGNORED = -100  # no label
 COLUMNS = (
-    *("image", "images", "video", "videos", "messages", "query", "answer", "response", "safety_label"),
-    *("image_safe", "image_safety_label", "type", "category", "subcategory"),
+    *("image", "images", "video", "videos", "messages", "query", "answer", "response"),
+    *("safety_label", "image_safety_label"),
 )
+NOTES = ("image_safe", "type", "category", "subcategory")  # HoliSafe's further columns
+# Words in the names of columns by which other formats mean ours.
+LOOKALIKES = {
+    "images": "image images img imgs picture pictures photo photos video videos clip frames file filename path url",
+    "safety_label": "label labels class verdict safety",
+    "answer": "answer answers response output completion caption target text conversation conversations chat dialog",
+    "query": "query question prompt instruction input text",
+}
 
 
 @dataclass
@@ -68,6 +80,9 @@ class Cell:
     column: str
     index: int | None = None  # in a column of lists
 
+    def __str__(self):
+        return f"{self.column!r} of row {self.row + 1}"
+
     def read(self):
         value = self.dataset[self.row][self.column]
         return value if self.index is None else value[self.index]
@@ -94,10 +109,11 @@ class BadData(ValueError):
 
     def __init__(self, problems):
         self.problems = problems
-        super().__init__(
-            f"{len(problems)} rows cannot be trained on; correct them, or leave them out with on_bad_row: skip\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
+        super().__init__(problems)  # what a copy in another process is made of
+
+    def __str__(self):
+        head = "rows that cannot be trained on: {}; correct them, or leave them out with on_bad_row: skip"
+        return "\n  ".join([head.format(len(self.problems)), *map(str, self.problems)])
 
 
 @dataclass
@@ -157,13 +173,22 @@ class Taxonomy:
 
     Args:
         names (`list[str]`): the guard's categories, in their order.
-        aliases (`dict[str, str]`, *optional*): other names -> names. HoliSafe's own come along.
+        aliases (`dict[str, str]`, *optional*): other names -> names. HoliSafe's own come along, where they are free.
+
+    Raises:
+        ValueError: if a name or alias is a number.
     """
 
     def __init__(self, names, aliases=None):
         self.names = list(names)
         known = {alias: category.name for category in CATEGORIES for alias in category.aliases}
-        self.aliases = {alias: name for alias, name in {**known, **(aliases or {})}.items() if name in self.names}
+        self.aliases = {
+            alias: name
+            for alias, name in {**known, **(aliases or {})}.items()
+            if name in self.names and alias not in self.names
+        }
+        if numbers := [name for name in (*self.names, *self.aliases) if name.strip().isdecimal()]:
+            raise ValueError(f"category {numbers[0]!r} could be mistaken for the number of a column; give it a word")
 
     def column(self, label):
         """
@@ -174,21 +199,21 @@ class Taxonomy:
         """
         if isinstance(label, (list, tuple, dict)):
             raise BadRow(f"holds several verdict labels, {label!r}; a row is judged as a whole: give it one")
-        if isinstance(label, str):
+        if isinstance(label, bool) or not isinstance(label, (str, int)):
+            raise BadRow(f"label {label!r} is neither a category's name nor its whole number; null is for no label")
+        if isinstance(label, str) and not label.strip().isdecimal():
             name = self.aliases.get(label, label)
-            if name in self.names:
-                return self.names.index(name)
-            if not label.strip().isdigit():
-                near = difflib.get_close_matches(label, [*self.names, *self.aliases], n=1)
+            if name not in self.names:
+                near = difflib.get_close_matches(label.strip().lower(), [*self.names, *self.aliases], n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(self.names)}"
                 raise BadRow(f"label {label!r} is no category of this taxonomy; {hint}")
-            label = int(label)
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(self.names):
+            return self.names.index(name)
+        if not 0 <= int(label) < len(self.names):
             raise BadRow(
                 f"label {label!r} is outside of the taxonomy, whose {len(self.names)} categories are 0 to "
-                f"{len(self.names) - 1}; was the data labelled with another taxonomy?"
+                f"{len(self.names) - 1}; was the data labelled with another taxonomy? null is for no label"
             )
-        return label
+        return int(label)
 
 
 def read_taxonomy(path):
@@ -203,20 +228,32 @@ def read_taxonomy(path):
         ValueError: if the file holds anything else, or a name twice.
         OSError: if it cannot be read.
     """
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     expected = f"{path} must be a list of two or more category names, each a word or {{name: ..., aliases: [...]}}"
+    try:
+        entries = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{expected}, but is no valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(entries, list) or len(entries) < 2:
         raise ValueError(f"{expected}, got {entries!r}")
-    names, aliases = [], {}
+    names, aliases = [], []
     for entry in entries:
-        entry = entry if isinstance(entry, dict) else {"name": entry}
-        if not isinstance(entry.get("name"), str) or set(entry) - {"name", "aliases"}:
-            raise ValueError(f"{expected}, got {entry!r}")
-        names.append(entry["name"])
-        aliases.update(dict.fromkeys(entry.get("aliases") or (), entry["name"]))
-    if twice := [name for name, count in Counter([*names, *aliases]).items() if count > 1]:
+        known = entry if isinstance(entry, dict) else {"name": entry}
+        others = known.get("aliases") or []
+        words = [known.get("name"), *(others if isinstance(others, list) else [None])]
+        if set(known) - {"name", "aliases"} or not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"{expected}, got {entry!r}; quote words that YAML takes for something else, as 'no'")
+        names.append(words[0])
+        aliases += [(alias, words[0]) for alias in others]
+    if twice := [word for word, count in Counter([*names, *(alias for alias, _ in aliases)]).items() if count > 1]:
         raise ValueError(f"{path} names {', '.join(twice)} more than once; a category needs a name of its own")
-    return Taxonomy(names, aliases)
+    return Taxonomy(names, dict(aliases))
+
+
+def _read_text(path):
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
 
 # ------------------------------------------------------------------------------------------------------- reading rows
@@ -232,67 +269,89 @@ def raw_rows(source, split="train"):
         split (`str`): of a dataset with several.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if a `.json` file is no list.
+        OSError: if a file cannot be read.
+        ValueError: if a file is not UTF-8, a `.json` file is no list, or a dataset cannot be loaded.
     """
-    path = Path(source)
-    if path.suffix == ".jsonl":
-        rows = []
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append((number, _parsed(line)))
-        return str(source), rows
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{source} is no valid JSON ({error}); for one object a line name it .jsonl") from error
+    suffix = Path(source).suffix.lower()
+    if suffix == ".jsonl":
+        lines = _read_text(source).split("\n")
+        return str(source), [(i, _parsed(line)) for i, line in enumerate(lines, start=1) if line.strip()]
+    if suffix == ".json":
+        rows = _parsed(_read_text(source))
+        if isinstance(rows, BadRow):
+            raise ValueError(f"{source} {rows}; a file of one object a line is named .jsonl")
         if not isinstance(rows, list):
             raise ValueError(f"{source} must hold a list of rows, got {type(rows).__name__}")
         return str(source), list(enumerate(rows, start=1))
-    dataset = _dataset(source, split)
-    pictures = [c for c in ("image", "images") if c in dataset.column_names]
-    texts = dataset.remove_columns(pictures)
-    rows = []
-    for i in range(len(dataset)):
-        row = dict(texts[i])
-        for column in pictures:
-            value = dataset[i][column]
-            if isinstance(value, list):
-                row[column] = [Cell(dataset, i, column, k) for k in range(len(value))]
-            else:
-                row[column] = None if value is None else Cell(dataset, i, column)
-        rows.append((i + 1, row))
-    return f"{source} ({split})", rows
+    return f"{source} ({split})", list(enumerate(_dataset_rows(source, split), start=1))
 
 
-def _parsed(line):
+def _parsed(text):
     try:
-        return json.loads(line)
-    except ValueError as error:
-        return BadRow(f"is no valid JSON ({error}); each line must be one whole object")
+        return json.loads(text, object_pairs_hook=_json_object)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"is no valid JSON ({error})")
 
 
-def _dataset(source, split):
+def _json_object(pairs):
+    """Python would keep the last of two fields of one name, say of two verdict labels."""
+    for _, value in pairs:
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, BadRow):  # makes the whole row bad
+                return inner
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        return BadRow(f"has {twice[0]!r} more than once; keep one")
+    return dict(pairs)
+
+
+def _dataset_rows(source, split):
+    """The rows of a Hugging Face dataset (`dict`): its pictures as `Cell`s, its class labels by their names."""
     try:
         import datasets
     except ImportError as error:
         raise ImportError(
             f"{source} is neither .json nor .jsonl, and other data need the library datasets: pip install datasets"
         ) from error
-    if Path(source, "state.json").exists() or Path(source, "dataset_dict.json").exists():
-        dataset = datasets.load_from_disk(source)
-        dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
-    else:
-        dataset = datasets.load_dataset(source, split=split)
-    for column, feature in dataset.features.items():  # undecoded: `read_image` is the only reader
+    if Path(source).is_file():
+        raise ValueError(
+            f"{source} is neither .json nor .jsonl; load it with the library datasets and name what save_to_disk wrote"
+        )
+    try:
+        if Path(source, "state.json").exists() or Path(source, "dataset_dict.json").exists():
+            dataset = datasets.load_from_disk(source)
+        else:
+            dataset = datasets.load_dataset(source, split=split)
+    except Exception as error:  # of whatever kind the library raises
+        raise ValueError(f"{source} is no file, and as a dataset it cannot be loaded: {error}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{source} has no split {split!r}, but {', '.join(dataset)}; name one of them")
+        dataset = dataset[split]
+
+    dataset = dataset.with_format(None)  # not as tensors
+    pictures, classes = [], {}
+    for column, feature in dataset.features.items():
         inner = getattr(feature, "feature", None)
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(inner, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return dataset
+        if isinstance(feature, datasets.ClassLabel):
+            classes[column] = feature.names
+        elif isinstance(feature, datasets.Image) or isinstance(inner, datasets.Image):
+            raw = datasets.Image(decode=False)  # `read_image` is the only reader
+            dataset = dataset.cast_column(column, datasets.List(raw) if inner else raw)
+            pictures.append(column)
+        elif isinstance(feature, datasets.Video) or isinstance(inner, datasets.Video):
+            raise ValueError(f"{source} has videos in its column {column!r}; make it a column of paths to files")
+    rows = []
+    for i, row in enumerate(dataset):
+        for column in pictures:
+            if isinstance(row[column], list):
+                row[column] = [Cell(dataset, i, column, k) for k in range(len(row[column]))]
+            elif row[column] is not None:
+                row[column] = Cell(dataset, i, column)
+        for column, names in classes.items():  # a number in such a column is that of its own names, not of ours
+            if row[column] is not None and row[column] >= 0:
+                row[column] = names[row[column]]
+        rows.append(row)
+    return rows
 
 
 def to_example(row, taxonomy, file="", number=1, image_root=None):
@@ -312,122 +371,165 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     if not isinstance(row, dict):
         raise BadRow(f"must be an object, got {type(row).__name__}")
     row = {key: value for key, value in row.items() if value is not None}
-    for key in set(row) - set(COLUMNS):
-        if near := difflib.get_close_matches(key, COLUMNS, n=1, cutoff=0.8):
+    unknown = [key for key in row if key not in COLUMNS and key not in NOTES]
+    for key in unknown:
+        if near := difflib.get_close_matches(_plain_name(key), COLUMNS, n=1, cutoff=0.8):
             raise BadRow(f"has a field {key!r}; did you mean {near[0]!r}?")
 
     root = Path(image_root) if image_root is not None else Path(file).parent
-    images = [_located(source, root) for source in _listed(row, "image", "images")]
-    videos = [
-        [_located(frame, root) for frame in source] if isinstance(source, list) else _located(source, root)
-        for source in _listed(row, "video", "videos")
-    ]
+    images, videos = ([_located(s, root) for s in _listed(row, kind, f"{kind}s")] for kind in ("image", "video"))
     messages = _messages(row, images, videos, root)
     label = _label(row, taxonomy)
-    if label == IGNORED and not has_answer(messages):
+    asks = any(
+        part.get("text", "").strip()
+        for message in messages
+        if message["role"] == "user"
+        for part in message["content"]
+    )
+    lacking = {
+        "images": not images and not videos,
+        "safety_label": label == IGNORED,
+        "answer": not has_answer(messages),
+        "query": has_answer(messages) and not asks,
+    }
+    for name in filter(lacking.get, lacking):
+        for key in unknown:
+            if set(LOOKALIKES[name].split()) & set(_plain_name(key).split("_")):
+                raise BadRow(f"has a field {key!r}, which is not read, but no {name!r}; rename or remove it")
+    for name in ("category", "subcategory"):
+        if lacking["safety_label"] and row.get(name) in (*taxonomy.names, *taxonomy.aliases):
+            raise BadRow(f"has a {name} {row[name]!r}, which is not read, but no 'safety_label'; rename or remove it")
+    if lacking["safety_label"] and lacking["answer"]:
         raise BadRow("has neither a verdict label nor an answer, so there is nothing to learn; give it one of them")
-    if label != IGNORED and not images and not videos:
-        raise BadRow("has a verdict label but no picture to judge; remove safety_label or name the picture in images")
+    if lacking["images"] and not lacking["safety_label"]:
+        raise BadRow("has a verdict label but no picture to judge; remove the label or name the picture in images")
+    if lacking["images"] and lacking["query"]:
+        raise BadRow("has an answer, but neither a picture nor a question; give it one of them")
     return Example(messages, images, videos, label, file, number)
+
+
+def _plain_name(key):
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)).lower()
 
 
 def _listed(row, one, many):
     if one in row and many in row:
         raise BadRow(f"has both {one!r} and {many!r}; put all into {many!r}")
-    if one in row:
-        return [row[one]]
-    value = row.get(many, [])
+    value = row.get(many, [row[one]] if one in row else [])
     if not isinstance(value, list):
         raise BadRow(f"{many!r} must be a list, got {type(value).__name__}; for a single one use {one!r}")
     return value
 
 
 def _located(source, root):
-    is_path = isinstance(source, str) and not source.startswith(("http://", "https://", "data:"))
+    """A source whose paths start from `root`; a video may be a list of frames."""
+    if isinstance(source, list):
+        return [_located(frame, root) for frame in source]
+    if isinstance(source, dict):
+        raise BadRow(f"names a picture or video by {reprlib.repr(source)}; give its path or URL as text")
+    is_path = isinstance(source, str) and not source[:8].lower().startswith(("http://", "https://", "data:"))
     return str(root / source) if is_path else source
 
 
 def _messages(row, images, videos, root):
     """The conversation with its pictures in their places; pictures that stand inline are added to the lists."""
-    if "messages" not in row:
-        answer = _only(row, "answer", "response")
+    messages = row.get("messages")
+    if messages is None:
         messages = [{"role": "user", "content": row.get("query", "")}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
+        if answers := [row[key] for key in ("answer", "response") if key in row]:
+            messages.append({"role": "assistant", "content": answers[0]})
+        if len(answers) > 1:
+            raise BadRow("has both 'answer' and 'response'; keep one")
     elif extra := [key for key in ("query", "answer", "response") if key in row]:
         raise BadRow(f"has both 'messages' and {extra[0]!r}; put the whole conversation into 'messages'")
-    else:
-        messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise BadRow('\'messages\' must be a list of {"role", "content"}, and not empty')
+    messages = [_message(message) for message in messages]
+    if messages[0]["role"] == "assistant":
+        raise BadRow("begins with the assistant; begin with what it answers")
 
-    parsed, inline = [], {"image": [], "video": []}
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise BadRow(f"expected messages with a role of system, user or assistant, got {message!r}")
-        content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list):
-            raise BadRow(f"a message's content must be text or a list of parts, got {content!r}")
-        for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                continue
-            if kind not in inline:
-                raise BadRow(f"expected parts of type text, image or video, got {part!r}")
-            inline[kind].append(part.get(kind))
-        if message["role"] == "assistant" and (not parts or any(part["type"] != "text" for part in parts)):
-            raise BadRow("an assistant's message must be text, and not empty")
-        if message["role"] == "assistant" and not "".join(part["text"] for part in parts).strip():
-            raise BadRow("an assistant's message is empty; leave it out if only the verdict is to be learnt")
-        parsed.append({"role": message["role"], "content": parts})
-
+    parts = [part for message in messages for part in message["content"]]
     for kind, sources in (("image", images), ("video", videos)):
-        named = [_located(source, root) for source in inline[kind] if source is not None]
-        if named and (sources or len(named) < len(inline[kind])):
-            raise BadRow(f"names {kind}s both in the messages and in '{kind}s'; use one of them")
-        sources += named
-        if inline[kind] and len(inline[kind]) != len(sources):
+        places = [part for part in parts if part["type"] == kind]
+        # Only the kind of a picture's part matters from here on; its source is in the lists.
+        inline = [_located(part.pop(kind), root) for part in places if kind in part]
+        if inline and (sources or len(inline) < len(places)):
+            raise BadRow(f"names only some of its {kind}s in the messages; name all there, or all in '{kind}s'")
+        sources += inline
+        if places and len(places) != len(sources):
             raise BadRow(
-                f"has {len(sources)} {kind}s for {len(inline[kind])} {kind} parts in its messages; give each its own"
+                f"has {len(sources)} {kind}s for {len(places)} {kind} parts in its messages; give each its own"
             )
-        if not inline[kind] and sources:  # no places named: in front of what the user first says
-            users = [message for message in parsed if message["role"] == "user"]
-            if not users:
+        if not places and sources:  # in front of what the user first says
+            if any(f"<{kind}>" in part.get("text", "") for part in parts):
+                raise BadRow(
+                    f"has '<{kind}>' in its text, which stays text; make the content a list of parts, one of them "
+                    f'{{"type": "{kind}"}}, or remove it'
+                )
+            first = next((message for message in messages if message["role"] == "user"), None)
+            if first is None:
                 raise BadRow(f"has {kind}s but no user's message to put them in")
-            users[0]["content"] = [{"type": kind}] * len(sources) + users[0]["content"]
-    # Only the kind of a picture's part matters from here on; its source is in the lists.
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                part if part["type"] == "text" else {"type": part["type"]}
-                for part in message["content"]
-                if part.get("text") != ""
-            ],
-        }
-        for message in parsed
-    ]
+            first["content"][:0] = [{"type": kind} for _ in sources]
+    return messages
 
 
-def _only(row, *keys):
-    given = [key for key in keys if key in row]
-    if len(given) > 1:
-        raise BadRow(f"has both {given[0]!r} and {given[1]!r}; keep one")
-    return row[given[0]] if given else None
+def _message(message):
+    """A checked message, its content as new parts `{"type": "text", "text"}` or `{"type": kind, kind: source}`."""
+    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+        raise BadRow(f"expected messages with a role of system, user or assistant, got {reprlib.repr(message)}")
+    role, content = message["role"], message.get("content")
+    if extra := [key for key, value in message.items() if key not in ("role", "content") and value is not None]:
+        raise BadRow(f"has a message with a field {extra[0]!r}, which is not read; remove it")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise BadRow(f"a message's content must be text or a list of parts, got {reprlib.repr(content)}")
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image", "video"):
+            raise BadRow(f"expected parts of type text, image or video, got {reprlib.repr(part)}")
+        part = {key: value for key, value in part.items() if value is not None}  # datasets fill in absent fields
+        if extra := sorted(set(part) - {"type", kind}):
+            raise BadRow(f"has a part of type {kind} with a field {extra[0]!r}; expected 'type' and {kind!r} alone")
+        if kind != "text":
+            if not isinstance(part.get(kind, ""), (str, list)):
+                raise BadRow(f"a message names {kind}s by path or URL, got {type(part[kind]).__name__}; use '{kind}s'")
+            parts.append(part)
+            continue
+        text = part.get("text")
+        try:
+            text.encode()  # fails on half a character, which JSON can hold: "\\ud83d"
+        except (AttributeError, UnicodeEncodeError):
+            raise BadRow(f"a part's text must be valid text, got {reprlib.repr(text)}") from None
+        if parts and "text" in parts[-1]:  # else a special token could be typed in two halves
+            parts[-1]["text"] += text
+        elif text:
+            parts.append(part)
+    if role == "assistant" and any(part["type"] != "text" for part in parts):
+        raise BadRow("an assistant's message must be text")
+    if role == "assistant" and not (parts and parts[0]["text"].strip()):
+        raise BadRow("an assistant's message is empty; leave it out if only the verdict is to be learnt")
+    return {"role": role, "content": parts}
 
 
 def _label(row, taxonomy):
-    given = [row[key] for key in ("safety_label", "image_safety_label") if key in row]
+    given = [key for key in ("safety_label", "image_safety_label") if key in row]
     if len(given) > 1:
         raise BadRow(
-            f"has two verdict labels, safety_label {given[0]!r} and image_safety_label {given[1]!r}; keep one"
+            f"has two verdict labels, safety_label {row['safety_label']!r} and image_safety_label "
+            f"{row['image_safety_label']!r}; keep one"
         )
-    column = taxonomy.column(given[0]) if given else IGNORED
-    if given and "image_safe" in row and "safe" in taxonomy.names:
-        if bool(row["image_safe"]) != (taxonomy.names[column] == "safe"):
-            raise BadRow(f"says image_safe {row['image_safe']!r} but image_safety_label {given[0]!r}; correct one")
-    return column
+    label = taxonomy.column(row[given[0]]) if given else IGNORED
+    if "image_safe" in row and "safe" in taxonomy.names:
+        is_safe = row["image_safe"]
+        if is_safe not in (True, False):
+            raise BadRow(f"image_safe must be true or false, got {is_safe!r}")
+        if not given:
+            raise BadRow("has image_safe but no image_safety_label; name the category, 'safe' or what kind of harm")
+        if is_safe != (taxonomy.names[label] == "safe"):
+            raise BadRow(f"says image_safe {is_safe!r} but {given[0]} {row[given[0]]!r}; correct one")
+    return label
 
 
 # ------------------------------------------------------------------------------------------------ pictures and tokens
@@ -442,7 +544,8 @@ def load_picture(source):
     """
     frames = read_image(source.read() if isinstance(source, Cell) else source)
     if len(frames) > 1:
-        raise UnreadableImage(f"{source}: is an animation; train on it as a video, or on its frames as pictures")
+        name = source if isinstance(source, (str, os.PathLike, Cell)) else f"<{type(source).__name__}>"
+        raise UnreadableImage(f"{name}: is an animation; train on it as a video, or on its frames as pictures")
     return frames[0]
 
 
@@ -463,23 +566,26 @@ def load_video(source, fps=2.0, max_frames=32):
         if len({frame.shape for frame in frames}) != 1:
             raise ValueError("a video needs one or more frames, all of one size")
         kept = np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int)
-        frames, seconds = np.stack([frames[i] for i in kept]), len(frames) / fps
-    else:
-        from transformers.video_utils import load_video as decode
+        return torch.from_numpy(np.stack([frames[i] for i in kept])).movedim(-1, 1), fps * len(kept) / len(frames)
 
-        def sample(metadata, **kwargs):
-            total, rate = metadata.total_num_frames, metadata.fps or fps
-            wanted = min(max(round(total / rate * fps), 2), max_frames, total)
-            return np.linspace(0, total - 1, wanted).round().astype(int)
+    from transformers.video_utils import load_video as decode
 
-        try:
-            frames, metadata = decode(source, backend="pyav", sample_indices_fn=sample)
-        except ImportError as error:
-            raise ImportError("videos need PyAV: pip install av, or give a video as a list of pictures") from error
-        except Exception as error:  # of whatever kind the decoder raises
-            raise ValueError(f"{source}: cannot be read as a video ({error}); convert it to MP4") from error
-        seconds = metadata.total_num_frames / (metadata.fps or fps)
-    return torch.from_numpy(frames).movedim(-1, 1), len(frames) / seconds
+    if not isinstance(source, str) or not os.path.isfile(source):
+        raise ValueError(f"{source}: there is no such video file; a video is a file here, or a list of pictures")
+
+    def sample(metadata, **kwargs):
+        total, rate = metadata.total_num_frames, metadata.fps
+        return np.linspace(0, total - 1, min(max(round(total / rate * fps), 2), max_frames, total)).round().astype(int)
+
+    try:
+        frames, metadata = decode(source, backend="pyav", sample_indices_fn=sample)
+    except ImportError as error:
+        raise ImportError("videos need PyAV: pip install av, or give a video as a list of pictures") from error
+    except Exception as error:  # of whatever kind the decoder raises
+        raise ValueError(f"{source}: cannot be read as a video ({error}); convert it to MP4") from error
+    if len(frames) < len(metadata.frames_indices):
+        raise ValueError(f"{source}: ends before its last frame; get the whole file anew, or convert it to MP4")
+    return torch.from_numpy(frames).movedim(-1, 1), len(frames) * metadata.fps / metadata.total_num_frames
 
 
 @dataclass
@@ -501,16 +607,22 @@ class SafetyCollator:
         safety_labels  0
         attention_mask, pixel_values, image_grid_thw  as the processor makes them
 
-    Typed special tokens such as `<|image_pad|>` stay text. Rows are padded on the right.
+    An answer is labelled up to its end-of-text token, or, where the template has none, with all that the template puts
+    behind it. Typed special tokens such as `<|image_pad|>` stay text. Rows are padded on the right.
 
     Args:
-        processor (`Qwen2_5_VLProcessor`): of the model, with any chat template that renders a conversation's beginning
-            as the beginning of the whole.
+        processor (`Qwen2_5_VLProcessor`): of the model, with any chat template whose generation prompt ends where the
+            answer begins, and that renders a conversation's beginning as the beginning of the whole.
         max_length (`int`, *optional*): tokens of a row; text behind is cut off, but never a picture.
         video_fps (`float`), max_video_frames (`int`): as in `load_video`.
+
+    Raises:
+        ValueError: if `max_length` is under 1.
     """
 
     def __init__(self, processor, max_length=None, video_fps=2.0, max_video_frames=32):
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be 1 or more tokens, got {max_length}; leave it out to cut nothing")
         self.processor = processor
         self.max_length = max_length
         self.video_fps = video_fps
@@ -571,49 +683,52 @@ class SafetyCollator:
             image_grids, video_grids = [], []
             for source in example.images:
                 picture = load_picture(source)
-                digest.update(picture.tobytes())
-                patches = self.processor.image_processor.get_number_of_image_patches(picture.height, picture.width, {})
-                image_grids.append([1, 1, patches])
+                digest.update(repr(picture.size).encode() + picture.tobytes())
+                image_grids.append([self._num_patches(picture)])
             for source in example.videos:
                 frames, fps = load_video(source, self.video_fps, self.max_video_frames)
-                digest.update(frames.numpy().tobytes())
+                digest.update(repr((*frames.shape, fps)).encode() + frames.numpy().tobytes())
                 video_grids += self._video_inputs([(frames, fps)])["video_grid_thw"].tolist()
-        except BadRow:
-            raise
         except ValueError as error:
             raise BadRow(str(error)) from error
         return digest.digest(), self.tokenize(example, image_grids, video_grids)[2]
+
+    def _num_patches(self, picture):
+        processor = self.processor.image_processor
+        limits = {name: getattr(processor, name, None) for name in ("min_pixels", "max_pixels")}
+        if None in limits.values():  # 4.57 resizes by these two if it has both, and counts by its `size` regardless
+            limits = {}
+        return processor.get_number_of_image_patches(picture.height, picture.width, limits)
 
     def tokenize(self, example, image_grids, video_grids):
         """
         Returns the tokens of an example: `(ids, labels, whether they were cut)`.
 
         Args:
-            image_grids, video_grids (`list`): (frames, rows, columns) of patches before merging, one a picture.
+            image_grids, video_grids (`list`): for each picture numbers whose product is its patches before merging.
 
         Raises:
-            BadRow: if pictures do not fit into `max_length`, or nothing is left to learn from.
+            BadRow: if the chat template does not fit, pictures do not fit into `max_length`, or nothing is left to
+                learn from.
         """
-        tokenizer = self.processor.tokenizer
-        text, spans = self._render(example.messages)
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts = [start for start, _ in spans]
         merged = self.processor.image_processor.merge_size**2
         sizes = {
-            self.processor.image_token_id: [int(np.prod(grid)) // merged for grid in image_grids],
-            self.processor.video_token_id: [int(np.prod(grid)) // merged for grid in video_grids],
+            self.processor.image_token_id: [math.prod(grid) // merged for grid in image_grids],
+            self.processor.video_token_id: [math.prod(grid) // merged for grid in video_grids],
         }
         ids, labels, end_of_pictures = [], [], 0
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
-            if token in sizes:
-                count = sizes[token].pop(0)
+        for text, is_answer in self._render(example.messages):
+            for token in self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]:
+                count = 1
+                if token in sizes:
+                    if not sizes[token]:
+                        raise BadRow("has fewer pictures than the processor's chat template makes places for")
+                    count = sizes[token].pop(0)
+                    end_of_pictures = len(ids) + count
                 ids += [token] * count
-                labels += [IGNORED] * count
-                end_of_pictures = len(ids)
-                continue
-            span = bisect.bisect_right(starts, start) - 1
-            ids.append(token)
-            labels.append(token if span >= 0 and end <= spans[span][1] else IGNORED)
+                labels += [token if is_answer else IGNORED] * count
+        if any(sizes.values()):
+            raise BadRow("has more pictures than the processor's chat template makes places for; use Qwen2.5-VL's")
         is_cut = self.max_length is not None and len(ids) > self.max_length
         if is_cut:
             if end_of_pictures > self.max_length:
@@ -627,7 +742,14 @@ class SafetyCollator:
         return ids, labels, is_cut
 
     def _render(self, messages):
-        """The chat as text, and where in it the assistant speaks: `(str, [(start, end), ...])`."""
+        """
+        The chat in pieces, `[(text, whether it is an answer), ...]`.
+
+        Each becomes tokens by itself, as when the model generates: a line break at the beginning of an answer does not
+        merge with the one before it.
+        """
+        from jinja2 import TemplateError
+
         tokenizer = self.processor.tokenizer
         messages = [
             {
@@ -641,21 +763,29 @@ class SafetyCollator:
         ]
 
         def render(upto, **kwargs):
-            return self.processor.apply_chat_template(messages[:upto], tokenize=False, **kwargs)
+            try:
+                return self.processor.apply_chat_template(messages[:upto], tokenize=False, **kwargs)
+            except TemplateError as error:
+                raise BadRow(f"the processor's chat template refuses the conversation: {error}") from error
 
-        text, spans = render(len(messages)), []
+        text, pieces, done = render(len(messages)), [], 0
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             before, after = render(i, add_generation_prompt=True), render(i + 1)
-            if not (text.startswith(after) and after.startswith(before)):
+            answer = message["content"][0]["text"].strip()
+            spoken = after[len(before) :]
+            if not (text.startswith(after) and after.startswith(before) and spoken.strip().startswith(answer)):
                 raise BadRow(
-                    "the processor's chat template renders the beginning of this conversation in another way than the "
-                    "whole, so the assistant's tokens cannot be told apart; make each answer a row of its own"
+                    f"the processor's chat template renders answer {reprlib.repr(answer)} otherwise at the end of a "
+                    "conversation, within one, or behind the generation prompt, so it is not clear what to learn; "
+                    "make each answer a row of its own, or use another template"
                 )
-            end = text.find(tokenizer.eos_token, len(before), len(after))  # what follows is not the assistant's
-            spans.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
-        return text, spans
+            end = spoken.find(tokenizer.eos_token)  # what follows is not the assistant's
+            spoken = spoken if end < 0 else spoken[: end + len(tokenizer.eos_token)]
+            pieces += [(text[done : len(before)], False), (spoken, True)]
+            done = len(before) + len(spoken)
+        return [*pieces, (text[done:], False)]
 
 
 # ---------------------------------------------------------------------------------------------------- the whole check
@@ -696,6 +826,7 @@ def read_rows(sources, taxonomy, collator, *, split="train", image_root=None, on
         except BadRow as error:
             return Problem(source, number, str(error)), b"", False
 
+    collator.processor.tokenizer("")  # undoes an earlier call's padding, which threads cannot do at once
     with ThreadPoolExecutor(num_threads) as pool:
         checked = list(pool.map(check, tasks))
     problems = [result for result, _, _ in checked if isinstance(result, Problem)]
@@ -704,7 +835,7 @@ def read_rows(sources, taxonomy, collator, *, split="train", image_root=None, on
         raise BadData(problems)
     if not kept:
         raise ValueError(f"{', '.join(names)}: holds no rows")
-    digest = hashlib.sha256("\n".join(taxonomy.names).encode())
+    digest = hashlib.sha256(json.dumps(taxonomy.names).encode())
     for _, row_digest, _ in kept:
         digest.update(row_digest)
     return Rows(
@@ -719,7 +850,8 @@ def class_weights(labels, num_categories):
     labelled rows / (categories that occur * rows of the category), as scikit-learn's "balanced"; 1 for a category
     without rows.
     """
-    counts = torch.bincount(torch.tensor([label for label in labels if label != IGNORED]), minlength=num_categories)
+    known = torch.tensor([label for label in labels if label != IGNORED], dtype=torch.long)
+    counts = torch.bincount(known, minlength=num_categories)
     weights = counts.sum() / (counts.gt(0).sum() * counts)
     return weights.masked_fill(counts.eq(0), 1.0)
 
