@@ -22,7 +22,7 @@ import re
 import reprlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,12 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return self.examples[index]
+
+    def blank(self):
+        """An example with nothing to learn from."""
+        first = self.examples[0]
+        asked = [message for message in first.messages if message["role"] != "assistant"]
+        return replace(first, messages=asked, label=IGNORED)
 
     @property
     def labels(self):

@@ -582,6 +582,25 @@ class FrozenBackbone(nn.Module):
         return SafeQwen2_5_VLVerdict(img_safety_logits=self.img_safety_head(features))
 
 
+class WholeSteps(torch.utils.data.Dataset):
+    """
+    Rows, and blank ones behind them, so that each step of an epoch is whole.
+
+    accelerate would fill up the last step with rows from the beginning, the more of them the more processes there are,
+    and they would count twice. Blank rows count in neither loss.
+    """
+
+    def __init__(self, rows, rows_per_step):
+        self.rows = rows
+        self.num_blank = -len(rows) % rows_per_step
+
+    def __len__(self):
+        return len(self.rows) + self.num_blank
+
+    def __getitem__(self, index):
+        return self.rows[index] if index < len(self.rows) else self.rows.blank()
+
+
 class FeatureRows(torch.utils.data.Dataset):
     """Rows as the guard sees them: `{"features": (hidden_size,) float32, "safety_labels": int}`."""
 
@@ -594,6 +613,10 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {"features": self.features[index], "safety_labels": self.labels[index]}
+
+    def blank(self):
+        """A row without a label."""
+        return {**self[0], "safety_labels": IGNORED}
 
 
 def weights_digest(model):
@@ -689,6 +712,8 @@ def train(args, command=None):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision weights would lose small steps
 
+    per_process = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    steps = WholeSteps(rows, per_process * state.num_processes)
     callbacks = []
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -696,11 +721,11 @@ def train(args, command=None):
         model=trained,
         args=args,
         data_collator=collator,
-        train_dataset=rows,
+        train_dataset=steps,
         eval_dataset=eval_rows,
         callbacks=callbacks,
         class_weights=class_weights(rows.labels, len(taxonomy.names)) if args.class_weights == "balanced" else None,
-        sample_weights=sample_weights(rows.labels) if args.balanced_sampling else None,
+        sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
     if state.is_main_process and not Path(args.output_dir, "run.json").exists():

@@ -59,7 +59,8 @@ def write_rows(folder, num_rows, first_seed, **changes):
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
-    return {"data": write_rows(folder / "train", 20, 0), "eval": write_rows(folder / "eval", 9, 100)}
+    # 21 rows do not fill their last step of 4.
+    return {"data": write_rows(folder / "train", 21, 0), "eval": write_rows(folder / "eval", 9, 100)}
 
 
 SETTINGS = {
@@ -71,7 +72,7 @@ SETTINGS = {
     "guard_learning_rate": 2e-3,
     "per_device_train_batch_size": 2,
     "global_batch_size": 4,
-    "max_steps": 5,
+    "max_steps": 7,  # past the end of an epoch
     "save_strategy": "no",
 }
 
@@ -96,6 +97,11 @@ def command(config, *words, processes=1, module="safeqwen", **environment):
             **environment,
         },
     }
+
+
+def run_here(config, *words):
+    """What the command does, without a process of its own, which takes longer to start than to train."""
+    return train(read_config(config, [str(word) for word in words]))
 
 
 def run(*args, **kwargs):
@@ -284,8 +290,8 @@ def test_both_losses_and_the_guards_score_are_logged_in_training_and_evaluation(
     assert list((tmp_path / "run").glob("**/events.out.tfevents*"))
     assert {"eval_loss", "eval_lm_loss", "eval_safety_loss", "eval_guard_accuracy"} <= metrics.keys()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["metrics"] == metrics and record["data"]["train"]["rows"] == 20
-    assert record["data"]["train"]["rows_with_answer"] == 16 and record["data"]["train"]["rows_by_label"]["safe"] == 4
+    assert record["metrics"] == metrics and record["data"]["train"]["rows"] == 21
+    assert record["data"]["train"]["rows_with_answer"] == 17 and record["data"]["train"]["rows_by_label"]["safe"] == 4
     assert record["versions"]["transformers"] and len(record["data"]["eval"]["sha256"]) == 64
 
 
@@ -317,7 +323,7 @@ def test_a_seed_fixes_the_run_and_another_changes_it(tmp_path, rows):
 def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_left_alone(tmp_path, rows):
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0.1}
     config = write_config(tmp_path / "c.yaml", rows, **settings)
-    run(config, "--output_dir", tmp_path / "alone")
+    run_here(config, "--output_dir", tmp_path / "alone")
     killed = tmp_path / "killed"
     with subprocess.Popen(
         **command(config, "--output_dir", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -377,7 +383,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, rows):
     ):
         with pytest.raises(ValueError, match=message):
             train(arguments(rows, tmp_path / "run", resume=True, **{**settings, **extra}))
-    assert last_checkpoint(tmp_path / "run").name == "checkpoint-5"
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-7"
 
 
 def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):
@@ -455,7 +461,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, rows, engine, tunin
     # Plain gradient descent for all weights: AdamW would blow the rounding of gradients that are zero up to steps.
     optimizer = {"optim": "sgd", "learning_rate": 0.01} if tuning == "full" else {}
     config = write_config(tmp_path / "c.yaml", rows, tuning=tuning, guard_dropout=0.0, **optimizer)
-    run(config, "--output_dir", tmp_path / "one")
+    run_here(config, "--output_dir", tmp_path / "one")
     environment = FSDP2 if engine == "FSDP2" else {}
     module = "fsdp_on_cpu" if engine == "FSDP2" else "safeqwen"
     run(config, "--output_dir", tmp_path / "two", processes=2, module=module, **environment)
@@ -468,14 +474,14 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, rows, engine, tunin
 def test_a_checkpoint_of_two_processes_is_resumed_on_one(tmp_path, rows):
     settings = {"guard_dropout": 0.0, "save_strategy": "steps", "save_steps": 2}
     config = write_config(tmp_path / "c.yaml", rows, **settings)
-    run(config, "--output_dir", tmp_path / "one")
+    run_here(config, "--output_dir", tmp_path / "one")
     run(config, "--output_dir", tmp_path / "two", processes=2)
-    for name in ("checkpoint-4", "checkpoint-5", "final"):
+    for name in ("checkpoint-6", "checkpoint-7", "final"):
         folder = tmp_path / "two" / name
         folder.rename(tmp_path / name)
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     (tmp_path / "two" / "run.json").write_text(json.dumps({**record, "metrics": None}))
-    run(config, "--output_dir", tmp_path / "two", "--resume")
+    run_here(config, "--output_dir", tmp_path / "two", "--resume")
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
     assert not PeftModel.from_pretrained(
         load_base(DEMO_CHECKPOINT, dtype=torch.float32), tmp_path / "two" / "final"
@@ -485,7 +491,7 @@ def test_a_checkpoint_of_two_processes_is_resumed_on_one(tmp_path, rows):
 def test_two_processes_compute_the_features_of_one(tmp_path, rows):
     optimizer = {"optim": "sgd", "guard_learning_rate": 0.01}
     config = write_config(tmp_path / "c.yaml", rows, tuning="guard_only", guard_dropout=0.0, **optimizer)
-    run(config, "--output_dir", tmp_path / "one", "--feature_cache", tmp_path / "cache_one")
+    run_here(config, "--output_dir", tmp_path / "one", "--feature_cache", tmp_path / "cache_one")
     run(config, "--output_dir", tmp_path / "two", "--feature_cache", tmp_path / "cache_two", processes=2)
     (one,), (two,) = (tmp_path / "cache_one").iterdir(), (tmp_path / "cache_two").iterdir()
     assert one.name == two.name
@@ -550,7 +556,7 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
     assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
 
     train(arguments(rows, tmp_path / "run", **settings))
-    for name in ("checkpoint-4", "checkpoint-5"):
+    for name in ("checkpoint-6", "checkpoint-7"):
         (tmp_path / "run" / name / "complete").unlink()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "metrics": None}))
