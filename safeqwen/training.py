@@ -62,7 +62,16 @@ LANGUAGE_MODEL_LAYERS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|g
 PACKAGES = ("safeqwen", "torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "datasets")
 # Settings that a resumed run may change: they do not change what is learnt.
 FREE_ON_RESUME = (
-    *("resume", "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "save_total_limit"),
+    *(
+        "output_dir",
+        "resume",
+        "report_to",
+        "run_name",
+        "logging_steps",
+        "logging_dir",
+        "disable_tqdm",
+        "save_total_limit",
+    ),
     *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size", "use_cpu"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing", "feature_cache"),
     *("fsdp", "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "torch_compile", "log_level"),
@@ -148,6 +157,7 @@ class SafetyTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite ends the run"})
 
     def __post_init__(self):
+        self._given = self._settings()  # the library fills in what it derives
         self._check()
         if self.global_batch_size is not None:
             processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -197,15 +207,22 @@ class SafetyTrainingArguments(TrainingArguments):
         if getattr(self, "label_smoothing_factor", 0):
             raise ValueError("label_smoothing_factor would replace both losses; leave it out")
 
+    @property
+    def rows_per_step(self):
+        """`int`: over all processes and accumulation steps."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
     def settings(self):
-        """`dict`: all that was set otherwise than by default, as JSON takes it."""
+        """`dict`: all that was given otherwise than by default, but for secrets, as JSON takes it."""
+        return dict(self._given)
+
+    def _settings(self):
         values = {}
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+            value = getattr(self, f.name, None)
             default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-            value = getattr(value, "value", value)
-            if f.init and not f.name.startswith("_") and value != getattr(default, "value", default):
-                values[f.name] = value
+            if f.init and value != default and not f.name.endswith("_token"):
+                values[f.name] = getattr(value, "value", value)
         return json.loads(json.dumps(values, default=str))
 
 
@@ -712,8 +729,7 @@ def train(args, command=None):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision weights would lose small steps
 
-    per_process = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    steps = WholeSteps(rows, per_process * state.num_processes)
+    steps = WholeSteps(rows, args.rows_per_step)
     callbacks = []
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -845,7 +861,7 @@ def _describe(args, base, taxonomy, rows, eval_rows, command):
         "base_model": str(Path(base).resolve()) if Path(base).exists() else base,
         "base_revision": args.model_revision,
         "safety_categories": taxonomy.names,
-        "config": args.settings(),
+        "config": {**args.settings(), "rows_per_step": args.rows_per_step},
         "versions": _versions(),
         "git_commit": _git_commit(),
         "data": {
