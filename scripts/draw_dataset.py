@@ -41,7 +41,7 @@ from safeqwen.taxonomy import CATEGORIES
 
 
 NUM_PROCESSES = 2
-IMAGE_SIDES = (112, 224)  # pixels, smallest and largest; the demo's processor resizes all to 112
+IMAGE_SIDES = range(112, 225)  # pixels; the demo's processor resizes all to 112
 
 
 @dataclass(frozen=True)
@@ -154,16 +154,17 @@ def row_for(prompt, taxonomy):
 
 
 def _draw_to_file(task):
-    (category, seed), file, options = task
-    draw(category, seed, size=random.Random(seed).randint(*IMAGE_SIDES), **options).save(file)
+    (category, seed), file, sides, options = task
+    draw(category, seed, size=random.Random(seed).choice(sides), **options).save(file)
 
 
-def write_dataset(out, taxonomy, prompts, labelled=True, **style):
+def write_dataset(out, taxonomy, prompts, labelled=True, sides=IMAGE_SIDES, **style):
     """Writes a dataset of `plan_prompts`'s prompts: pictures, category names if they are not HoliSafe's, data.jsonl.
 
     Args:
         out (`Path`): an empty folder, or one yet to be made.
         labelled (`bool`): whether rows tell their category; their `safety_label` is null otherwise.
+        sides (sequence of `int`): pixels, from which each drawing's seed chooses.
         **style: `line_style` and `background` for `draw`.
 
     Raises:
@@ -179,7 +180,7 @@ def write_dataset(out, taxonomy, prompts, labelled=True, **style):
     files = [out / file for row in rows for file in row["images"]]
     options = {"pictograms": taxonomy.pictograms, **style}
     with multiprocessing.Pool(NUM_PROCESSES) as pool:
-        tasks = [(drawing, file, options) for drawing, file in zip(drawings, files)]
+        tasks = [(drawing, file, sides, options) for drawing, file in zip(drawings, files)]
         for done, _ in enumerate(pool.imap(_draw_to_file, tasks, chunksize=25), start=1):
             if done % 500 == 0 or done == len(tasks):
                 print(f"drew {done} of {len(tasks)}", file=sys.stderr)
