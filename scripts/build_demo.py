@@ -96,8 +96,8 @@ NUM_PAIRS = 3_000
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
 IMAGE_SIDE = 112  # pixels; 16 tokens
-# One in four is drawn larger than the model sees it, since real files are resized. With all sides from 112 to 224, most
-# of them blurred by resizing, the verdicts ended at 96.0 %.
+# One in four is drawn larger than the model sees it, since real files are resized. With all sides from 112 to 224, so
+# that resizing blurred most of them, 96.0 % of verdicts were right.
 SIDES = (IMAGE_SIDE, IMAGE_SIDE, IMAGE_SIDE, 2 * IMAGE_SIDE)
 
 TITLES = HOLISAFE.titles
