@@ -697,7 +697,10 @@ class SafetyCollator:
                 video_grids += self._video_inputs([(frames, fps)])["video_grid_thw"].tolist()
         except ValueError as error:
             raise BadRow(str(error)) from error
-        return digest.digest(), self.tokenize(example, image_grids, video_grids)[2]
+        _, labels, is_cut = self.tokenize(example, image_grids, video_grids)
+        if is_cut and example.label == IGNORED and all(label == IGNORED for label in labels):
+            raise BadRow(f"has its whole answer behind max_length ({self.max_length} tokens); raise it")
+        return digest.digest(), is_cut
 
     def _num_patches(self, picture):
         processor = self.processor.image_processor
@@ -714,8 +717,7 @@ class SafetyCollator:
             image_grids, video_grids (`list`): for each picture numbers whose product is its patches before merging.
 
         Raises:
-            BadRow: if the chat template does not fit, pictures do not fit into `max_length`, or nothing is left to
-                learn from.
+            BadRow: if the chat template does not fit, or pictures do not fit into `max_length`.
         """
         merged = self.processor.image_processor.merge_size**2
         sizes = {
@@ -743,8 +745,6 @@ class SafetyCollator:
                     f"{self.max_length}; raise it, or lower max_pixels"
                 )
             ids, labels = ids[: self.max_length], labels[: self.max_length]
-            if example.label == IGNORED and all(label == IGNORED for label in labels):
-                raise BadRow(f"has its whole answer behind max_length ({self.max_length} tokens); raise it")
         return ids, labels, is_cut
 
     def _render(self, messages):

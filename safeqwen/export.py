@@ -7,7 +7,8 @@ A run is a folder that `safeqwen train` writes and this module reads:
         command             the command line that made the run, quoted as by shlex.join
         tuning              "lora", "full" or "guard_only"
         base_model          folder or Hub repository that the training started from
-        base_revision       branch, tag or commit of that repository, or null
+        base_revision       commit, branch or tag of that repository, or null
+        base_sha256         of the weights in that folder (`safeqwen.loading.folder_digest`), or null
         safety_categories   the names of the guard's columns, in order
         config              all settings, by name
         versions            {package: version}
@@ -40,7 +41,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from safeqwen.hub import configuration_safeqwen, modeling_safeqwen
-from safeqwen.loading import load_base
+from safeqwen.loading import folder_digest, load_base
 from safeqwen.model_card import model_card, without_folders
 
 
@@ -151,6 +152,11 @@ def load_run_model(run, dtype="auto"):
 
 def _load_base_of(record, dtype):
     options = {"revision": record["base_revision"]} if record["base_revision"] else {}
+    expected = record.get("base_sha256")
+    if expected and Path(record["base_model"]).exists() and folder_digest(record["base_model"]) != expected:
+        raise ValueError(
+            f"the weights in {record['base_model']} are no longer those that the training started from; put those back"
+        )
     try:
         return load_base(record["base_model"], safety_categories=record["safety_categories"], dtype=dtype, **options)
     except (OSError, ValueError) as error:  # 4.x takes a path that is gone for a repository with an impossible name

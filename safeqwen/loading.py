@@ -1,5 +1,6 @@
 """`load`: a model and its processor with sensible settings; `load_base`: a model to train."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -95,3 +96,14 @@ def load_base(path_or_repo, *, safety_categories=None, **kwargs):
         torch.nn.init.normal_(last.weight, std=model.config.text_config.initializer_range)
         torch.nn.init.zeros_(last.bias)
     return model
+
+
+def folder_digest(folder):
+    """Returns the sha256 (`str`) of a folder's weights: the names and bytes of its safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as weights:
+            while block := weights.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()

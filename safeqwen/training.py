@@ -38,6 +38,7 @@ from transformers import (
     TrainingArguments,
     trainer_utils,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 import safeqwen
 from safeqwen.data import (
@@ -52,10 +53,11 @@ from safeqwen.data import (
 from safeqwen.export import save_processor
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLVerdict
-from safeqwen.loading import load_base
+from safeqwen.loading import folder_digest, load_base
 
 
 GUARD = "img_safety_head"
+BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
 COMPLETE = "complete"  # a file that stands in a checkpoint once all of it is written
 # Qwen2.5-VL's vision blocks have layers of these names too, so that the pattern is anchored to the language model.
 LANGUAGE_MODEL_LAYERS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -72,7 +74,7 @@ FREE_ON_RESUME = (
         "disable_tqdm",
         "save_total_limit",
     ),
-    *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size", "use_cpu"),
+    *("dataloader_num_workers", "per_device_eval_batch_size", "use_cpu"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing", "feature_cache"),
     *("fsdp", "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "torch_compile", "log_level"),
 )
@@ -154,6 +156,7 @@ class SafetyTrainingArguments(TrainingArguments):
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"help": "where losses are logged"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "leave at false"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
+    ddp_timeout: int = field(default=6 * 3600, metadata={"help": "seconds; the main process checks all rows first"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite ends the run"})
 
     def __post_init__(self):
@@ -171,7 +174,9 @@ class SafetyTrainingArguments(TrainingArguments):
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
-            self.load_best_model_at_end = True
+            self.load_best_model_at_end = self.restore_callback_states_from_checkpoint = True
+        if self.tuning == "full" and self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # of the vision tower in a batch without pictures
         if self.label_names is None:
             self.label_names = ["labels", "safety_labels"]
         super().__post_init__()
@@ -204,6 +209,21 @@ class SafetyTrainingArguments(TrainingArguments):
             raise ValueError(f"frozen goes with tuning: full; with {self.tuning} the backbone's weights stay anyway")
         if self.early_stopping_patience is not None and not self.eval_data:
             raise ValueError("early_stopping_patience needs eval_data to see when to stop")
+        strategy = getattr(self.eval_strategy, "value", self.eval_strategy)
+        if self.early_stopping_patience is not None and strategy == "no":
+            raise ValueError("early_stopping_patience needs eval_strategy and save_strategy, both epoch or both steps")
+        if self.muon_learning_rate is not None and (self.tuning == "guard_only" or not self.muon_learning_rate > 0):
+            raise ValueError(
+                f"muon_learning_rate must be above 0, and trains the towers' matrices; got {self.muon_learning_rate} "
+                f"with tuning: {self.tuning}"
+            )
+        for name, reason in (
+            ("auto_find_batch_size", "would change the rows of a step; lower per_device_train_batch_size"),
+            ("save_only_model", "leaves nothing that a run could be resumed from; leave it out"),
+            ("push_to_hub", "would upload paths of this machine; use safeqwen export --push"),
+        ):
+            if getattr(self, name):
+                raise ValueError(f"{name} {reason}")
         if getattr(self, "label_smoothing_factor", 0):
             raise ValueError("label_smoothing_factor would replace both losses; leave it out")
 
@@ -318,6 +338,12 @@ class SafetyTrainer(Trainer):
         if self.sample_weights is None:
             return super()._get_train_sampler(train_dataset)
         return WeightedSampler(self.sample_weights, self.args.seed)
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if self.sample_weights is not None and hasattr(loader, "set_sampler"):
+            loader.set_sampler(WeightedSampler(self.sample_weights, self.args.seed))  # so that it hears of the epoch
+        return loader
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """`(2,)`: labelled tokens and (weighted) labelled rows of the step, over all processes."""
@@ -661,7 +687,7 @@ def feature_rows(model, rows, collator, args):
     folder = Path(args.feature_cache) if args.feature_cache else Path(args.output_dir).parent / "feature_cache"
     file = folder / f"{key[:32]}.safetensors"
     state = args.distributed_state
-    if not _from_main_process(state, file.exists):
+    if not bool(gather(torch.tensor([file.exists()], device=args.device)).all()):  # on every machine
         size = args.per_device_eval_batch_size
         mine = examples[state.process_index :: state.num_processes]
         share = torch.zeros(-(-len(examples) // state.num_processes), model.config.text_config.hidden_size)
@@ -674,7 +700,7 @@ def feature_rows(model, rows, collator, args):
         print(file=sys.stderr)
         shares = gather(share.to(args.device)).cpu().unflatten(0, (state.num_processes, -1))
         pooled = shares.transpose(0, 1).flatten(0, 1)[: len(examples)]  # back in the order of the rows
-        if state.is_main_process:
+        if state.is_local_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}")
             save_file({"features": pooled.contiguous()}, partial)
@@ -708,10 +734,13 @@ def train(args, command=None):
     hub = {"revision": args.model_revision} if args.model_revision else {}
     processor = _load_processor(args, processor or base, {} if processor else hub)
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
-    taxonomy = read_categories(args.categories, SafeQwen2_5_VLConfig.from_pretrained(base, **hub))
+    config = SafeQwen2_5_VLConfig.from_pretrained(base, **hub)
+    taxonomy = read_categories(args.categories, config)
     _from_main_process(state, lambda: _refuse_another_run(args))
     rows, eval_rows = _from_main_process(state, lambda: _read(args, taxonomy, collator))
-    run = _describe(args, base, taxonomy, rows, eval_rows, command)
+    # The commit, where the base comes from the Hub: a branch may be another model tomorrow.
+    revision = getattr(config, "_commit_hash", None) or args.model_revision
+    run = _from_main_process(state, lambda: _describe(args, base, revision, taxonomy, rows, eval_rows, command))
     checkpoint = _from_main_process(state, lambda: _checkpoint_to_resume(args, run))
 
     model = _load(args, base, taxonomy, hub)
@@ -746,14 +775,15 @@ def train(args, command=None):
     )
     if state.is_main_process and not Path(args.output_dir, "run.json").exists():
         _write_json(Path(args.output_dir, "run.json"), run)
+    _refuse_uneven_pictures(trainer, rows)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _save_final(trainer, model, processor)  # before an evaluation in half precision casts the weights
     if eval_rows is not None:
         metrics = trainer.evaluate()
     else:
         logs = [log for log in trainer.state.log_history if "loss" in log]
         metrics = {f"last_{name}": value for name, value in (logs[-1] if logs else {}).items()}
     metrics |= {"train_loss": result.training_loss, "train_runtime_s": result.metrics["train_runtime"]}
-    _save_final(trainer, model, processor)
     if state.is_main_process:
         _record(args.output_dir, metrics=metrics)
     return metrics
@@ -769,7 +799,9 @@ def _load_processor(args, source, hub):
             raise ValueError(
                 f"min_pixels {size['shortest_edge']} must be above 0 and not above max_pixels {size['longest_edge']}"
             )
-        processor = AutoProcessor.from_pretrained(source, size=size, **hub)
+        # By both names: of a folder that has the older ones the library would heed neither alone.
+        pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        processor = AutoProcessor.from_pretrained(source, size=size, **pixels, **hub)
     return processor
 
 
@@ -829,6 +861,19 @@ def _read(args, taxonomy, collator):
     return rows, eval_rows
 
 
+def _refuse_uneven_pictures(trainer, rows):
+    """Raises if some rows have pictures and some not where each pass must gather all weights in all processes."""
+    engine = trainer.accelerator.distributed_type.value
+    if not (engine == "FSDP" or is_deepspeed_zero3_enabled()) or isinstance(rows, FeatureRows):
+        return
+    kinds = {(bool(example.images), bool(example.videos)) for example in rows.examples}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"with {engine} all rows need the same kinds of pictures, or the processes would wait for each other for "
+            "ever; these have some with images and some without, or videos beside images: train them by DDP or apart"
+        )
+
+
 def _from_main_process(state, function):
     """What `function` returns in the main process, in all of them; what it raises there is raised in all."""
     result = [None, None]
@@ -852,14 +897,15 @@ def _refuse_another_run(args):
         raise ValueError(f"{output} holds checkpoints of something else; choose another output_dir")
 
 
-def _describe(args, base, taxonomy, rows, eval_rows, command):
+def _describe(args, base, revision, taxonomy, rows, eval_rows, command):
     """The run's record, as run.json holds it."""
     return {
         "safeqwen": safeqwen.__version__,
         "command": command,
         "tuning": args.tuning,
         "base_model": str(Path(base).resolve()) if Path(base).exists() else base,
-        "base_revision": args.model_revision,
+        "base_revision": revision,
+        "base_sha256": folder_digest(base) if Path(base).exists() else None,
         "safety_categories": taxonomy.names,
         "config": {**args.settings(), "rows_per_step": args.rows_per_step},
         "versions": _versions(),
@@ -890,7 +936,7 @@ def _checkpoint_to_resume(args, run):
         for name in sorted({*saved["config"], *run["config"]} - set(FREE_ON_RESUME))
         if saved["config"].get(name) != run["config"].get(name)
     ]
-    differences += [name for name in ("base_model", "base_revision", "safety_categories") if saved[name] != run[name]]
+    differences += [name for name in BASE if saved.get(name) != run[name]]
     differences += [
         f"the rows of the {name} data"
         for name in ("train", "eval")
@@ -918,18 +964,13 @@ def _versions():
 
 def _git_commit():
     """`str` or `None`: the commit of the checkout this file is in; "-dirty" if it was changed since."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    file = Path(__file__)
+    git = ["git", "-C", str(file.parent)]
+    tracked = [*git, "ls-files", "--error-unmatch", file.name]  # else it is somebody else's repository
+    commit = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(tracked, capture_output=True, check=True)
+        return subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -960,9 +1001,25 @@ def _write_json(file, value):
     os.replace(partial, file)
 
 
+def _without_tokens(words):
+    """The words of a command line with secrets blotted out: `--hub_token x` or `--hub-token=x`."""
+    blotted = []
+    for before, word in zip(["", *words], words):
+        name, equals, _ = word.partition("=")
+        if re.fullmatch(r"--[\w-]+[-_]token", before):
+            word = "***"
+        elif equals and re.fullmatch(r"--[\w-]+[-_]token", name):
+            word = f"{name}=***"
+        blotted.append(word)
+    return blotted
+
+
 def run(config, overrides):
     """Runs `safeqwen train CONFIG [--key value ...]` and returns its exit code."""
-    command = shlex.join(["safeqwen", "train", str(config), *overrides])
+    command = shlex.join(["safeqwen", "train", str(config), *_without_tokens(overrides)])
+    if {"-h", "--help"} & set(overrides):
+        print(HfArgumentParser(SafetyTrainingArguments, prog="safeqwen train CONFIG.yaml").format_help())
+        return 0
     try:
         args = read_config(config, overrides)
         metrics = train(args, command)
