@@ -13,25 +13,29 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows
+from safeqwen.export import load_run
 from safeqwen.loading import load_base
 from safeqwen.pictograms import draw
 from safeqwen.training import (
     GUARD,
     SafetyTrainer,
     SafetyTrainingArguments,
+    _load_processor,
     add_lora,
     last_checkpoint,
     read_config,
     train,
 )
+from safeqwen.training import run as run_command
 
 
 TESTS = Path(__file__).parent
@@ -128,8 +132,6 @@ def assert_same_weights(first, second, tolerance=0.0):
 def build_trainer(rows, output, names=None, lora=True, **settings):
     args = arguments(rows, output, **settings)
     model = load_base(DEMO_CHECKPOINT, safety_categories=names, dtype=torch.float32)
-    from transformers import AutoProcessor
-
     collator = SafetyCollator(AutoProcessor.from_pretrained(DEMO_CHECKPOINT))
     data = read_rows(args.data, Taxonomy(model.config.safety_categories), collator)
     return SafetyTrainer(
@@ -161,6 +163,11 @@ def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_
         ({"model": None}, [], "model is not set"),
         ({"label_smoothing_factor": 0.1}, [], "label_smoothing_factor would replace both losses"),
         ({"early_stopping_patience": 2}, [], "needs eval_data"),
+        ({"early_stopping_patience": 2, "eval_data": "x.jsonl"}, [], "needs eval_strategy and save_strategy"),
+        ({"tuning": "full", "muon_learning_rate": 0}, [], "muon_learning_rate must be above 0"),
+        ({"push_to_hub": True}, [], "use safeqwen export --push"),
+        ({"auto_find_batch_size": True}, [], "would change the rows of a step"),
+        ({"save_only_model": True}, [], "nothing that a run could be resumed from"),
         ({"tuning": "full", "dtype": "float16"}, [], "in float32; got dtype float16"),
     ],
 )
@@ -192,6 +199,22 @@ def test_lora_is_on_all_attention_and_mlp_layers_of_the_language_model_and_the_g
         f"base_model.model.{name}.lora_{matrix}.default.weight" for name in expected for matrix in "AB"
     }
     assert len([name for name in trained if GUARD in name]) == 4
+
+
+def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_path, rows):
+    """As the released processor's files do."""
+    processor = AutoProcessor.from_pretrained(DEMO_CHECKPOINT)
+    processor.save_pretrained(tmp_path / "old")
+    file = tmp_path / "old" / "preprocessor_config.json"
+    (tmp_path / "old" / "processor_config.json").unlink(missing_ok=True)
+    (tmp_path / "old" / "video_preprocessor_config.json").unlink(missing_ok=True)
+    old = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}
+    file.write_text(json.dumps({**old, "min_pixels": 3136, "max_pixels": 12845056, "temporal_patch_size": 2}))
+    args = arguments(rows, tmp_path / "run", max_pixels=60000)
+    loaded = _load_processor(args, tmp_path / "old", {})
+    picture = Image.new("RGB", (900, 900))
+    (grid,) = loaded.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"]
+    assert 40000 < int(grid.prod()) * 14 * 14 <= 60000
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -395,6 +418,15 @@ def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):
     train(arguments(rows, tmp_path / "run"))
 
 
+def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings = {"early_stopping_patience": 2, "max_steps": 30, "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    metrics = train(arguments(rows, tmp_path / "run", eval_data=[str(rows["eval"])], **every_step, **settings))
+    state = json.loads((last_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
+    losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
+    assert len(losses) < 30 and min(losses) == losses[-3] == metrics["eval_loss"]
+
+
 # -------------------------------------------------------------------------------------------------------- guard alone
 
 
@@ -509,6 +541,30 @@ def test_the_command_lists_every_bad_row_and_starts_nothing(tmp_path, rows):
     assert process.returncode == 2 and process.stderr.count("label 'knife' is no category") == 3
     assert "data.jsonl, row 3" in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_secrets_of_the_command_line_are_not_recorded(tmp_path, rows):
+    config = write_config(tmp_path / "c.yaml", rows, output_dir=str(tmp_path / "run"), max_steps=1)
+    assert run_command(config, ["--hub_token", "hf_first", "--hub-token=hf_second", "--seed", "3"]) == 0
+    record = (tmp_path / "run" / "run.json").read_text()
+    assert "hf_" not in record and "--hub_token '***' '--hub-token=***' --seed 3" in record
+
+
+def test_a_long_prompt_that_is_labelled_does_not_stop_the_run_at_a_blank_row(tmp_path, rows):
+    data = write_rows(tmp_path / "long", 5, 0)
+    train(arguments({"data": data}, tmp_path / "run", max_length=45, on_bad_row="skip"))
+
+
+def test_a_base_that_has_changed_since_is_not_merged_into(tmp_path, rows):
+    load_base(DEMO_CHECKPOINT, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    settings = {"model": str(tmp_path / "base"), "processor": "demo", "max_steps": 1}
+    train(arguments(rows, tmp_path / "run", **settings))
+    load_run(tmp_path / "run")
+    other = load_base(DEMO_CHECKPOINT, dtype=torch.float32)
+    other.model.language_model.norm.weight.data += 0.1
+    other.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="no longer those that the training started from"):
+        load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("file", sorted((TESTS.parent / "configs").glob("*.yaml")), ids=lambda file: file.name)
