@@ -635,15 +635,15 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         self._check_granularity(granularity)
         self._refuse_unless_ready()
         pictures, features = self._picture_features(
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            pixel_values,
-            pixel_values_videos,
-            image_grid_thw,
-            video_grid_thw,
-            second_per_grid_ts,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
         )
         if not pictures:
             return SafeQwen2_5_VLVerdict()
@@ -652,19 +652,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     @moves_inputs
     @torch.no_grad()
-    def guard_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        video_grid_thw: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
-    ):
+    def guard_features(self, **inputs):
         """
         What `img_safety_head` is given to judge a prompt by: to train it on a frozen backbone, pass by pass the same.
 
@@ -679,23 +667,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             FloatingPointError: if the features of a picture are not finite.
             ValueError: if pictures, placeholders and masks do not fit together.
         """
-        if names := [name for name in self._untrained() if name != GUARD]:
-            raise RuntimeError(
-                f"the features would be random: {len(names)} tensors of the backbone were neither loaded nor trained, "
-                f"e.g. {', '.join(names[:3])}; load a complete checkpoint"
-            )
-        pictures, features = self._picture_features(
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            pixel_values,
-            pixel_values_videos,
-            image_grid_thw,
-            video_grid_thw,
-            second_per_grid_ts,
-        )
-        prompts = input_ids if inputs_embeds is None else inputs_embeds
+        if refusal := self._refusal(guard=False):
+            raise RuntimeError(f"the features would be random: {refusal}; load a complete checkpoint")
+        pictures, features = self._picture_features(**inputs)
+        prompts = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
         if not pictures:
             hidden_size = self.config.text_config.hidden_size
             return torch.full((prompts.shape[0], hidden_size), float("nan"), device=prompts.device)
@@ -706,15 +681,16 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     def _picture_features(
         self,
-        input_ids,
-        attention_mask,
-        position_ids,
-        inputs_embeds,
-        pixel_values,
-        pixel_values_videos,
-        image_grid_thw,
-        video_grid_thw,
-        second_per_grid_ts,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        mm_token_type_ids=None,
+        second_per_grid_ts=None,
     ):
         """
         The batch's pictures, and the last hidden states of each, `(picture.size, hidden_size)`.
@@ -979,12 +955,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             }
         return ([] if self.img_safety_head.is_trained() else [GUARD]) + sorted(self._unloaded)
 
-    def _refusal(self):
-        """`str` or `None`: why a verdict of these weights would be random."""
+    def _refusal(self, guard=True):
+        """`str` or `None`: why a verdict of these weights, or without the `guard` its features, would be random."""
         names = self._untrained()
-        if GUARD in names:
+        if GUARD in names and guard:
             return "the guard (img_safety_head) was neither loaded nor trained for these categories"
-        if names:
+        if names := [name for name in names if name != GUARD]:
             return f"{len(names)} tensors of the backbone were neither loaded nor trained, e.g. {', '.join(names[:3])}"
         return None
 

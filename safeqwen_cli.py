@@ -5,6 +5,7 @@ This file stands beside the package because importing anything inside of it load
 """
 
 import argparse
+import importlib
 import sys
 
 
@@ -88,13 +89,21 @@ def build_parser():
     return parser
 
 
+def add_command(commands, name, module, **texts):
+    """A parser for a command that `run` of a module of the package carries out."""
+    parser = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+    parser.set_defaults(module=module)
+    return parser
+
+
 def add_judge(commands):
-    judge = commands.add_parser(
+    judge = add_command(
+        commands,
+        "judge",
         "judge",
         help="judge pictures and answer about them",
         description=JUDGE,
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     judge.add_argument("images", nargs="+", metavar="IMAGE", help="a picture file or an http(s) URL")
     judge.add_argument("--ask", metavar="TEXT", help="answer this about each picture, streamed")
@@ -128,40 +137,28 @@ def add_judge(commands):
     answer.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
     )
-    judge.set_defaults(run=run_judge)
-
-
-def run_judge(args):
-    from safeqwen import judge
-
-    return judge.run(args)
 
 
 def add_train(commands):
-    train = commands.add_parser(
+    train = add_command(
+        commands,
         "train",
+        "training",
         help="fine-tune a model or train a guard",
         description=TRAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", metavar="CONFIG.yaml", help="the settings of the run; see configs/")
     train.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings that differ")
-    train.set_defaults(run=run_train)
-
-
-def run_train(args):
-    from safeqwen import training
-
-    return training.run(args.config, args.overrides)
 
 
 def add_export(commands):
-    export = commands.add_parser(
+    export = add_command(
+        commands,
+        "export",
         "export",
         help="make a training run a folder that anyone can load",
         description=EXPORT,
         epilog=EXPORT_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("run_folder", metavar="RUN", help="the folder that safeqwen train wrote")
     export.add_argument("out", metavar="OUT", help="a folder that does not exist yet, or is empty")
@@ -183,40 +180,27 @@ def add_export(commands):
     hub = export.add_argument_group("Hub")
     hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
     hub.add_argument("--private", action="store_true", help="if the repository is new, let nobody else see it")
-    export.set_defaults(run=run_export)
-
-
-def run_export(args):
-    from safeqwen import export
-
-    return export.run(args)
 
 
 def add_check(commands):
-    check = commands.add_parser(
+    check = add_command(
+        commands,
+        "check",
         "check",
         help="try a published folder: load, judge, answer, compare",
         description=CHECK,
         epilog=CHECK_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("folder", metavar="OUT", help="the folder that safeqwen export wrote")
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
     check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
-    check.set_defaults(run=run_check)
-
-
-def run_check(args):
-    from safeqwen import check
-
-    return check.run(args)
 
 
 def main(argv=None):
     """Runs the command line `argv` (by default the process's own) and returns its exit code."""
     args = build_parser().parse_args(argv)
-    return args.run(args)
+    return importlib.import_module(f"safeqwen.{args.module}").run(args)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from safeqwen.hub import configuration_safeqwen, modeling_safeqwen
+from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import folder_digest, load_base
 from safeqwen.model_card import model_card, without_folders
 
@@ -62,7 +63,7 @@ TUNINGS = ("lora", "full", "guard_only")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 CODE_FILES = [Path(module.__file__) for module in (configuration_safeqwen, modeling_safeqwen)]
 RECORD = "safeqwen_run.json"  # run.json, as published
-GUARD_FILE = "img_safety_head.safetensors"
+GUARD_FILE = f"{GUARD}.safetensors"
 
 
 # ------------------------------------------------------------------------------------------------------ reading a run
@@ -134,7 +135,7 @@ def load_run_model(run, dtype="auto"):
                 model = PeftModel.from_pretrained(model, final).eval()
         elif record["tuning"] == "guard_only":
             guard = load_file(final / GUARD_FILE)
-            model.img_safety_head.load_state_dict({k.removeprefix("img_safety_head."): t for k, t in guard.items()})
+            model.img_safety_head.load_state_dict({k.removeprefix(f"{GUARD}."): t for k, t in guard.items()})
     except (OSError, RuntimeError, UserWarning, SafetensorError) as error:
         raise ValueError(f"the result of {run} cannot be loaded: {error}") from error
     guarded = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -223,7 +224,7 @@ def export(
                 if (folder / file.name).read_bytes() != file.read_bytes():
                     raise RuntimeError(f"save_pretrained wrote another {file.name} than {file}; please report this")
         save_processor(processor, folder)
-        _write_json(folder / RECORD, without_folders(record))
+        write_json(folder / RECORD, without_folders(record))
         (folder / "README.md").write_text(card, encoding="utf-8")
         for file in folder.glob("*.safetensors"):  # readable for the owner alone, as safetensors writes them
             file.chmod((folder / "README.md").stat().st_mode)
@@ -251,7 +252,7 @@ def save_processor(processor, folder):
         tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
     for how_it_was_loaded in ("is_local", "local_files_only"):
         tokenizer_config.pop(how_it_was_loaded, None)
-    _write_json(file, tokenizer_config)
+    write_json(file, tokenizer_config)
 
 
 @contextmanager
@@ -297,11 +298,14 @@ def _write_adapter(record, final, folder):
     shutil.copyfile(final / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     config = json.loads((final / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = without_folders(record["base_model"])
-    _write_json(folder / "adapter_config.json", config)
+    write_json(folder / "adapter_config.json", config)
 
 
-def _write_json(file, fields):
-    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(file, fields):
+    """Writes a JSON file that is whole whenever it is there."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, file)
 
 
 def _refuse_unless_logged_in(repo):

@@ -50,34 +50,41 @@ from safeqwen.data import (
     read_taxonomy,
     sample_weights,
 )
-from safeqwen.export import save_processor
+from safeqwen.export import GUARD_FILE, save_processor, write_json
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
-from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLVerdict
+from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLVerdict
 from safeqwen.loading import folder_digest, load_base
 
 
-GUARD = "img_safety_head"
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
 COMPLETE = "complete"  # a file that stands in a checkpoint once all of it is written
 # Qwen2.5-VL's vision blocks have layers of these names too, so that the pattern is anchored to the language model.
 LANGUAGE_MODEL_LAYERS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 PACKAGES = ("safeqwen", "torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "datasets")
 # Settings that a resumed run may change: they do not change what is learnt.
-FREE_ON_RESUME = (
-    *(
-        "output_dir",
-        "resume",
-        "report_to",
-        "run_name",
-        "logging_steps",
-        "logging_dir",
-        "disable_tqdm",
-        "save_total_limit",
-    ),
-    *("dataloader_num_workers", "per_device_eval_batch_size", "use_cpu"),
-    *("gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing", "feature_cache"),
-    *("fsdp", "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "torch_compile", "log_level"),
-)
+FREE_ON_RESUME = {
+    "activation_checkpointing",
+    "dataloader_num_workers",
+    "ddp_find_unused_parameters",
+    "deepspeed",
+    "disable_tqdm",
+    "feature_cache",
+    "fsdp",
+    "fsdp_config",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "log_level",
+    "logging_dir",
+    "logging_steps",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "report_to",
+    "resume",
+    "run_name",
+    "save_total_limit",
+    "torch_compile",
+    "use_cpu",
+}
 
 
 @dataclass
@@ -160,7 +167,7 @@ class SafetyTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite ends the run"})
 
     def __post_init__(self):
-        self._given = self._settings()  # the library fills in what it derives
+        self.given = self._non_defaults()  # for the record; the library fills in what it derives
         self._check()
         if self.global_batch_size is not None:
             processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -232,11 +239,8 @@ class SafetyTrainingArguments(TrainingArguments):
         """`int`: over all processes and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
-    def settings(self):
+    def _non_defaults(self):
         """`dict`: all that was given otherwise than by default, but for secrets, as JSON takes it."""
-        return dict(self._given)
-
-    def _settings(self):
         values = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name, None)
@@ -672,18 +676,21 @@ def weights_digest(model):
     return digest.hexdigest()
 
 
-def feature_rows(model, rows, collator, args):
+def feature_rows(model, weights, rows, collator, args):
     """
     Returns the [`FeatureRows`] of those rows that have a verdict label, from the cache if they are there.
 
     The cache is one safetensors file, named by all that the features depend on: weights, rows, and the settings of
     the processor.
+
+    Args:
+        weights (`str`): the `weights_digest` of the model.
     """
     examples = [example for example in rows.examples if example.label != IGNORED]
     processor = collator.processor
     settings = [processor.image_processor.to_json_string(), processor.video_processor.to_json_string()]
     settings += [processor.chat_template, collator.max_length]
-    key = hashlib.sha256(json.dumps([weights_digest(model), rows.sha256, settings], default=str).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([weights, rows.sha256, settings], default=str).encode()).hexdigest()
     folder = Path(args.feature_cache) if args.feature_cache else Path(args.output_dir).parent / "feature_cache"
     file = folder / f"{key[:32]}.safetensors"
     state = args.distributed_state
@@ -746,8 +753,9 @@ def train(args, command=None):
     model = _load(args, base, taxonomy, hub)
     if args.tuning == "guard_only":
         model.to(args.device)
-        rows = feature_rows(model, rows, collator, args)
-        eval_rows = feature_rows(model, eval_rows, collator, args) if eval_rows else None
+        weights = weights_digest(model)
+        rows = feature_rows(model, weights, rows, collator, args)
+        eval_rows = feature_rows(model, weights, eval_rows, collator, args) if eval_rows else None
         trained, collator = FrozenBackbone(model), None
     else:
         trained = add_lora(model, args) if args.tuning == "lora" else model
@@ -773,9 +781,10 @@ def train(args, command=None):
         sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
+    _refuse_uneven_pictures(trainer, rows)  # before the folder is this run's
     if state.is_main_process and not Path(args.output_dir, "run.json").exists():
-        _write_json(Path(args.output_dir, "run.json"), run)
-    _refuse_uneven_pictures(trainer, rows)
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output_dir, "run.json"), run)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _save_final(trainer, model, processor)  # before an evaluation in half precision casts the weights
     if eval_rows is not None:
@@ -907,7 +916,7 @@ def _describe(args, base, revision, taxonomy, rows, eval_rows, command):
         "base_revision": revision,
         "base_sha256": folder_digest(base) if Path(base).exists() else None,
         "safety_categories": taxonomy.names,
-        "config": {**args.settings(), "rows_per_step": args.rows_per_step},
+        "config": {**args.given, "rows_per_step": args.rows_per_step},
         "versions": _versions(),
         "git_commit": _git_commit(),
         "data": {
@@ -933,7 +942,7 @@ def _checkpoint_to_resume(args, run):
         raise ValueError(f"{output} holds a run that has ended; choose another output_dir")
     differences = [
         f"{name} (was {saved['config'].get(name)!r}, is {run['config'].get(name)!r})"
-        for name in sorted({*saved["config"], *run["config"]} - set(FREE_ON_RESUME))
+        for name in sorted({*saved["config"], *run["config"]} - FREE_ON_RESUME)
         if saved["config"].get(name) != run["config"].get(name)
     ]
     differences += [name for name in BASE if saved.get(name) != run[name]]
@@ -981,7 +990,7 @@ def _save_final(trainer, model, processor):
         if trainer.args.should_save:
             final.mkdir(exist_ok=True)
             head = {f"{GUARD}.{name}": tensor.cpu() for name, tensor in model.img_safety_head.state_dict().items()}
-            save_file(head, final / f"{GUARD}.safetensors")
+            save_file(head, final / GUARD_FILE)
     else:
         trainer.save_model(str(final))
     if trainer.args.should_save:
@@ -991,14 +1000,7 @@ def _save_final(trainer, model, processor):
 
 def _record(output_dir, **entries):
     file = Path(output_dir, "run.json")
-    _write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **entries})
-
-
-def _write_json(file, value):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **entries})
 
 
 def _without_tokens(words):
@@ -1014,18 +1016,18 @@ def _without_tokens(words):
     return blotted
 
 
-def run(config, overrides):
-    """Runs `safeqwen train CONFIG [--key value ...]` and returns its exit code."""
-    command = shlex.join(["safeqwen", "train", str(config), *_without_tokens(overrides)])
-    if {"-h", "--help"} & set(overrides):
+def run(args):
+    """Runs `safeqwen train` with the arguments of `safeqwen_cli`, and returns its exit code."""
+    command = shlex.join(["safeqwen", "train", args.config, *_without_tokens(args.overrides)])
+    if {"-h", "--help"} & set(args.overrides):
         print(HfArgumentParser(SafetyTrainingArguments, prog="safeqwen train CONFIG.yaml").format_help())
         return 0
     try:
-        args = read_config(config, overrides)
-        metrics = train(args, command)
+        settings = read_config(args.config, args.overrides)
+        metrics = train(settings, command)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"safeqwen train: {error}", file=sys.stderr)
         return 2
-    if args.distributed_state.is_main_process:
+    if settings.distributed_state.is_main_process:
         print(json.dumps(metrics, indent=2))
     return 0

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+import safeqwen_cli
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows
 from safeqwen.export import load_run
@@ -35,7 +36,6 @@ from safeqwen.training import (
     read_config,
     train,
 )
-from safeqwen.training import run as run_command
 
 
 TESTS = Path(__file__).parent
@@ -545,7 +545,8 @@ def test_the_command_lists_every_bad_row_and_starts_nothing(tmp_path, rows):
 
 def test_secrets_of_the_command_line_are_not_recorded(tmp_path, rows):
     config = write_config(tmp_path / "c.yaml", rows, output_dir=str(tmp_path / "run"), max_steps=1)
-    assert run_command(config, ["--hub_token", "hf_first", "--hub-token=hf_second", "--seed", "3"]) == 0
+    words = ["--hub_token", "hf_first", "--hub-token=hf_second", "--seed", "3"]
+    assert safeqwen_cli.main(["train", str(config), *words]) == 0
     record = (tmp_path / "run" / "run.json").read_text()
     assert "hf_" not in record and "--hub_token '***' '--hub-token=***' --seed 3" in record
 
