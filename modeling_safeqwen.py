@@ -88,13 +88,16 @@ class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
         img_safety_probs (`torch.FloatTensor` of shape `(batch_size, num_safety_categories)`, *optional*):
             Softmax of the logits, in [0, 1]. `None` while the guard is untrained.
         safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
-            Cross-entropy averaged over the rows whose label is not -100; 0 if there are none.
+            Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
+        picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
+            `picture_safety_labels` are given): float32 scores of each picture by itself, in the order of the prompts.
     """
 
     rope_deltas: torch.LongTensor | None = None
     img_safety_logits: torch.FloatTensor | None = None
     img_safety_probs: torch.FloatTensor | None = None
     safety_loss: torch.FloatTensor | None = None
+    picture_safety_logits: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -373,6 +376,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         cache=None,
         do_safety: bool = False,
         safety_labels: torch.LongTensor | None = None,
+        picture_safety_labels: torch.LongTensor | None = None,
         prefill: Prefill | None = None,
         **kwargs,
     ):
@@ -389,6 +393,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the
                 loss, and the verdict too, unless the guard is untrained: then its logits are returned in training
                 mode only, and probabilities never.
+            picture_safety_labels (`torch.LongTensor` of shape `(num_pictures,)`, *optional*):
+                Beside `safety_labels`: category of each picture or video by itself, in the order of the prompts, or
+                -100 for none. Without them a guard that learns from prompts of several pictures is not told which of
+                them its label is about, and `granularity="image"` suffers.
             prefill (`Prefill`, *optional*):
                 Internal to `generate`.
 
@@ -399,8 +407,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             RuntimeError: on `do_safety` without `safety_labels`, in training mode, where dropout makes verdicts
                 random, or if guard or backbone hold weights that were neither loaded nor trained.
             FloatingPointError: outside of training, if the features or scores of a picture are not finite.
-            ValueError: if pictures, placeholders and masks do not fit together; if `safety_labels` are no integers,
-                too many or few, out of range, or label a prompt without a picture.
+            ValueError: if pictures, placeholders and masks do not fit together; if labels are no integers, too many
+                or few, out of range, or label a prompt without a picture; if `picture_safety_labels` come alone.
         """
         cache = past_key_values if cache is None else cache
         if prefill is not None:
@@ -419,6 +427,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             self._refuse_unless_ready()
         if judge and mm_encoder_outputs:
             raise ValueError(NEEDS_PIXELS)
+        if picture_safety_labels is not None and safety_labels is None:
+            raise ValueError("picture_safety_labels need safety_labels beside them: -100 for prompts that have none")
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
         if has_pictures or judge or prefill is not None:
@@ -430,7 +440,14 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             )
             batch_size, rows = token_types.shape[0], sorted({picture.row for picture in pictures})
             if safety_labels is not None:
-                self._check_labels(safety_labels, batch_size, rows)
+                self._check_labels("safety_labels", safety_labels, batch_size, "prompts")
+                for row, label in enumerate(safety_labels.tolist()):
+                    if label != -100 and row not in rows:
+                        raise ValueError(
+                            f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100"
+                        )
+            if picture_safety_labels is not None:
+                self._check_labels("picture_safety_labels", picture_safety_labels, len(pictures), "pictures")
         if has_pictures and position_ids is None:
             if cache is not None and cache.get_seq_length() > 0:
                 if judge:
@@ -473,21 +490,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
 
-        safety_logits = safety_probs = safety_loss = None
+        safety_logits = safety_probs = safety_loss = picture_logits = None
         if judge:
             features = [hidden_states[p.row, p.start : p.start + p.size] for p in pictures]
             # Without any picture: no rows, but with a gradient.
             pooled = self._pool_prompts(features, pictures) if pictures else hidden_states[:, :0].flatten(0, 1).float()
             scores = self._score(pooled)  # (prompts with a picture, categories)
             if safety_labels is not None:
-                targets = safety_labels.to(scores.device).long()[rows]
+                labelled, targets = scores, safety_labels.to(scores.device).long()[rows]
+                if picture_safety_labels is not None and pictures:
+                    picture_logits = self._score(self._pool_pictures(features))  # (pictures, categories)
+                    labelled = torch.cat([scores, picture_logits])
+                    targets = torch.cat([targets, picture_safety_labels.to(scores.device).long()])
                 # The sum over no rows is a zero that still has a gradient, which DDP wants.
-                safety_loss = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+                safety_loss = F.cross_entropy(labelled, targets, ignore_index=-100, reduction="sum")
                 safety_loss = safety_loss / targets.ne(-100).sum().clamp(min=1)
                 weighted = self.config.safety_loss_lambda * safety_loss
                 loss = weighted if loss is None else loss + weighted.to(loss.device)
             ready = self._refusal() is None
-            if rows and (ready or self.training):
+            if not (ready or self.training):
+                picture_logits = None
+            elif rows:
                 safety_logits = self._spread(scores, rows, batch_size)
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
         if self._unloaded and self.training:  # not on the loss, which a trainer may compute for itself
@@ -505,6 +528,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             img_safety_logits=safety_logits,
             img_safety_probs=safety_probs,
             safety_loss=safety_loss,
+            picture_safety_logits=picture_logits,
         )
 
     @moves_inputs
@@ -753,7 +777,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             maps = [tokens.unflatten(0, picture.shape) for tokens, picture in zip(scores, pictures)]
             return SafeQwen2_5_VLVerdict(maps, [logits.softmax(dim=-1) for logits in maps])
         if granularity == "image":
-            logits = self._score(torch.stack([tokens.float().mean(dim=0) for tokens in features]))
+            logits = self._score(self._pool_pictures(features))
         else:
             rows = sorted({picture.row for picture in pictures})
             logits = self._score(self._pool_prompts(features, pictures))
@@ -768,6 +792,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             prompts.setdefault(picture.row, []).append(tokens)
         # fp32: summing a thousand fp16 tokens loses the tail
         return torch.stack([torch.cat(tokens).float().mean(dim=0) for tokens in prompts.values()])
+
+    @staticmethod
+    def _pool_pictures(features):
+        """The mean over each picture's own tokens, `(num_pictures, hidden_size)`, float32."""
+        return torch.stack([tokens.float().mean(dim=0) for tokens in features])
 
     def _score(self, pooled):
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
@@ -976,24 +1005,21 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 "from_pretrained (its base first and then an adapter), or train the guard with safety_labels."
             )
 
-    def _check_labels(self, safety_labels, batch_size, rows_with_pictures):
+    def _check_labels(self, name, labels, num_expected, judged):
         num_categories = self.config.num_safety_categories
-        if not isinstance(safety_labels, torch.Tensor) or safety_labels.dtype not in (torch.long, torch.int):
-            got = getattr(safety_labels, "dtype", type(safety_labels).__name__)
-            raise ValueError(f"safety_labels must be a tensor of integers (torch.long), got {got}")
-        if safety_labels.shape != (batch_size,):
+        if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.long, torch.int):
+            got = getattr(labels, "dtype", type(labels).__name__)
+            raise ValueError(f"{name} must be a tensor of integers (torch.long), got {got}")
+        if labels.shape != (num_expected,):
             raise ValueError(
-                f"safety_labels must have one label for each of the {batch_size} prompts, got shape "
-                f"{tuple(safety_labels.shape)}"
+                f"{name} must have one label for each of the {num_expected} {judged}, got shape {tuple(labels.shape)}"
             )
-        for row, label in enumerate(safety_labels.tolist()):
+        for label in labels.tolist():
             if label != -100 and not 0 <= label < num_categories:
                 raise ValueError(
-                    f"safety_labels holds {label}, but the config has {num_categories} categories "
+                    f"{name} holds {label}, but the config has {num_categories} categories "
                     f"(0-{num_categories - 1}, or -100 for none); was the data labelled with another taxonomy?"
                 )
-            if label != -100 and row not in rows_with_pictures:
-                raise ValueError(f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100")
 
     @staticmethod
     def _check_granularity(granularity):

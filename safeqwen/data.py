@@ -11,6 +11,10 @@ A row is a conversation about pictures or videos, with a verdict label, an answe
 The first is JSONL's form, the second that of HoliSafe's files; a Hugging Face dataset may have either's columns. Rows
 without a verdict label train the language model alone, rows without an answer the guard alone. null is as good as
 absent; -100 in data is refused. Fields of other names are not read, and refused if they look like what the row lacks.
+
+Beside the label of the whole, a row of several pictures may have one for each by itself, or null, in their order:
+
+    {"images": ["a.png", "b.png"], "safety_label": "terrorism", "picture_safety_labels": ["safe", "terrorism"], ...}
 """
 
 import difflib
@@ -37,7 +41,7 @@ from safeqwen.taxonomy import CATEGORIES
 IGNORED = -100  # no label
 COLUMNS = (
     *("image", "images", "video", "videos", "messages", "query", "answer", "response"),
-    *("safety_label", "image_safety_label"),
+    *("safety_label", "image_safety_label", "picture_safety_labels"),
 )
 NOTES = ("image_safe", "type", "category", "subcategory")  # HoliSafe's further columns
 # Words in the names of columns by which other formats mean ours.
@@ -61,6 +65,7 @@ class Example:
             video is a path, or a list of pictures.
         label (`int`): column of the guard, or -100 for none.
         file (`str`), row (`int`): where it comes from; rows count from 1, as the lines of a JSONL file do.
+        picture_labels (`list[int]`): columns for each of several pictures by itself, in the order of their parts.
     """
 
     messages: list
@@ -69,6 +74,7 @@ class Example:
     label: int
     file: str
     row: int
+    picture_labels: list = field(default_factory=list)
 
 
 @dataclass
@@ -145,7 +151,7 @@ class Rows(torch.utils.data.Dataset):
         """An example with nothing to learn from."""
         first = self.examples[0]
         asked = [message for message in first.messages if message["role"] != "assistant"]
-        return replace(first, messages=asked, label=IGNORED)
+        return replace(first, messages=asked, label=IGNORED, picture_labels=[IGNORED] * len(first.picture_labels))
 
     @property
     def labels(self):
@@ -161,9 +167,14 @@ class Rows(torch.utils.data.Dataset):
             "skipped": len(self.problems),
             "cut": self.num_cut,
             "sha256": self.sha256,
+            "rows_with_picture_labels": sum(has_label(example.picture_labels) for example in self.examples),
             "rows_by_label": {name: counts[i] for i, name in enumerate(categories)},
             "rows_with_answer": sum(has_answer(example.messages) for example in self.examples),
         }
+
+
+def has_label(labels):
+    return any(label != IGNORED for label in labels)
 
 
 def has_answer(messages):
@@ -386,6 +397,7 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     images, videos = ([_located(s, root) for s in _listed(row, kind, f"{kind}s")] for kind in ("image", "video"))
     messages = _messages(row, images, videos, root)
     label = _label(row, taxonomy)
+    picture_labels = _picture_labels(row, taxonomy, len(images) + len(videos))
     asks = any(
         part.get("text", "").strip()
         for message in messages
@@ -394,7 +406,7 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     )
     lacking = {
         "images": not images and not videos,
-        "safety_label": label == IGNORED,
+        "safety_label": label == IGNORED and not has_label(picture_labels),
         "answer": not has_answer(messages),
         "query": has_answer(messages) and not asks,
     }
@@ -411,7 +423,20 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
         raise BadRow("has a verdict label but no picture to judge; remove the label or name the picture in images")
     if lacking["images"] and lacking["query"]:
         raise BadRow("has an answer, but neither a picture nor a question; give it one of them")
-    return Example(messages, images, videos, label, file, number)
+    return Example(messages, images, videos, label, file, number, picture_labels)
+
+
+def _picture_labels(row, taxonomy, num_pictures):
+    """The columns of a row's `picture_safety_labels`, `[]` without any."""
+    labels = row.get("picture_safety_labels", [])
+    if not isinstance(labels, list) or labels and len(labels) != num_pictures:
+        raise BadRow(
+            f"'picture_safety_labels' must be a list with a label or null for each of the row's {num_pictures} "
+            f"pictures, got {reprlib.repr(labels)}"
+        )
+    if labels and num_pictures == 1:
+        raise BadRow("has 'picture_safety_labels' for a single picture; give it a 'safety_label' instead")
+    return [IGNORED if label is None else taxonomy.column(label) for label in labels]
 
 
 def _plain_name(key):
@@ -649,6 +674,11 @@ class SafetyCollator:
         batch["attention_mask"] = pad([torch.ones_like(row) for row in rows], batch_first=True)
         batch["labels"] = pad(targets, batch_first=True, padding_value=IGNORED)
         batch["safety_labels"] = torch.tensor([example.label for example in examples])
+        if any(has_label(example.picture_labels) for example in examples):
+            per_picture = [
+                example.picture_labels or [IGNORED] * len(example.images + example.videos) for example in examples
+            ]
+            batch["picture_safety_labels"] = torch.tensor(sum(per_picture, []))
         return batch
 
     def pixels(self, example):
@@ -684,7 +714,7 @@ class SafetyCollator:
         Raises:
             BadRow: if a picture cannot be read or no token is left to learn from.
         """
-        digest = hashlib.sha256(json.dumps([example.messages, example.label]).encode())
+        digest = hashlib.sha256(json.dumps([example.messages, example.label, example.picture_labels]).encode())
         try:
             image_grids, video_grids = [], []
             for source in example.images:
@@ -698,7 +728,7 @@ class SafetyCollator:
         except ValueError as error:
             raise BadRow(str(error)) from error
         _, labels, is_cut = self.tokenize(example, image_grids, video_grids)
-        if is_cut and example.label == IGNORED and all(label == IGNORED for label in labels):
+        if is_cut and not has_label([example.label, *example.picture_labels, *labels]):
             raise BadRow(f"has its whole answer behind max_length ({self.max_length} tokens); raise it")
         return digest.digest(), is_cut
 

@@ -46,6 +46,7 @@ from safeqwen.data import (
     SafetyCollator,
     Taxonomy,
     class_weights,
+    has_label,
     read_rows,
     read_taxonomy,
     sample_weights,
@@ -54,6 +55,7 @@ from safeqwen.export import GUARD_FILE, save_processor, write_json
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLVerdict
 from safeqwen.loading import folder_digest, load_base
+from safeqwen.optimizers import Muon, SeveralOptimizers
 
 
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
@@ -132,9 +134,7 @@ class SafetyTrainingArguments(TrainingArguments):
     guard_learning_rate: float = field(default=1e-5, metadata={"help": "of the guard; learning_rate is the model's"})
     muon_learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "train matrices within the towers by torch's Muon at this rate, the rest by AdamW (torch 2.9 on)"
-        },
+        metadata={"help": "train matrices within the towers by Muon at this rate, and the rest by what optim says"},
     )
     guard_dropout: float = field(default=0.1, metadata={"help": "probability in [0, 1)"})
     safety_loss_lambda: float | None = field(
@@ -291,9 +291,10 @@ class SafetyTrainer(Trainer):
     """
     transformers' Trainer, with both losses normalised over the whole accumulated batch of all processes.
 
-    loss = sum of token losses / labelled tokens + safety_loss_lambda * sum of row losses / labelled rows, in which the
+    loss = sum of token losses / labelled tokens + safety_loss_lambda * sum of verdict losses / verdict labels, where
     sums and counts run over all that goes into one step. However the batch is cut into processes and accumulation
-    steps, the gradient is the same. With class weights the row losses and rows are weighted by them.
+    steps, the gradient is the same. Verdict labels are those of rows and of pictures by themselves; with class weights
+    they and their losses are weighted.
 
     Args:
         class_weights (`torch.FloatTensor` of shape `(num_categories,)`, *optional*)
@@ -335,7 +336,7 @@ class SafetyTrainer(Trainer):
             self.optimizer = optimizer(groups, **kwargs)
             if matrices:
                 options = {"lr": self.args.muon_learning_rate, "weight_decay": self.args.weight_decay}
-                self.optimizer = SeveralOptimizers([torch.optim.Muon(matrices, **options), self.optimizer])
+                self.optimizer = SeveralOptimizers([Muon(matrices, **options), self.optimizer])
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None):
@@ -350,13 +351,18 @@ class SafetyTrainer(Trainer):
         return loader
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """`(2,)`: labelled tokens and (weighted) labelled rows of the step, over all processes."""
+        """`(2,)`: labelled tokens and (weighted) verdict labels of the step, over all processes."""
         tokens = sum(int(batch["labels"][:, 1:].ne(IGNORED).sum()) for batch in batch_samples if "labels" in batch)
-        rows = sum(float(self._row_weights(batch["safety_labels"]).sum()) for batch in batch_samples)
-        counts = torch.tensor([tokens, rows], dtype=torch.float32, device=device)
+        verdicts = sum(
+            float(self._weights(batch[name]).sum())
+            for batch in batch_samples
+            for name in ("safety_labels", "picture_safety_labels")
+            if name in batch
+        )
+        counts = torch.tensor([tokens, verdicts], dtype=torch.float32, device=device)
         return self.accelerator.gather(counts[None]).sum(dim=0)
 
-    def _row_weights(self, safety_labels):
+    def _weights(self, safety_labels):
         labelled = safety_labels.ne(IGNORED)
         if self.class_weights is None:
             return labelled.float()
@@ -366,9 +372,9 @@ class SafetyTrainer(Trainer):
         sums = self._sums(model, inputs)
         counts = num_items_in_batch
         if counts is None:
-            counts = torch.stack([sums.num_tokens.sum(), sums.row_weights.sum()])
-        tokens, rows = counts.clamp(min=1e-8).unbind()
-        loss = sums.lm_losses.sum() / tokens + self.safety_loss_lambda * sums.safety_losses.sum() / rows
+            counts = torch.stack([sums.num_tokens.sum(), sums.label_weights.sum()])
+        tokens, verdicts = counts.clamp(min=1e-8).unbind()
+        loss = sums.lm_losses.sum() / tokens + self.safety_loss_lambda * sums.safety_losses.sum() / verdicts
         if model.training:
             if not loss.isfinite():  # the library would go on and log the last loss that was
                 raise FloatingPointError(
@@ -401,15 +407,22 @@ class SafetyTrainer(Trainer):
             logits, targets = outputs.logits[:, :-1].float(), labels[:, labels.shape[1] - kept + 1 :]
             losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
             lm_losses, num_tokens = losses.sum(dim=1), targets.ne(IGNORED).sum(dim=1).float()
-        row_weights = self._row_weights(safety_labels)
+        label_weights = self._weights(safety_labels)
         logits = outputs.img_safety_logits
         if logits is None:  # no pictures: the model's own loss is a zero with a gradient, which DDP wants
             logits = torch.full((len(zeros), self._num_categories), float("nan"), device=zeros.device)
             safety_losses = zeros + outputs.safety_loss
         else:
             losses = F.cross_entropy(logits, safety_labels, ignore_index=IGNORED, reduction="none")
-            safety_losses = losses * row_weights
-        return Losses(lm_losses, num_tokens, safety_losses, row_weights, logits.detach())
+            safety_losses = losses * label_weights
+        if outputs.get("picture_safety_logits") is not None:
+            targets = inputs["picture_safety_labels"]
+            weights = self._weights(targets)
+            losses = F.cross_entropy(outputs.picture_safety_logits, targets, ignore_index=IGNORED, reduction="none")
+            # Only sums over rows are used: the pictures are shared out among them.
+            safety_losses = safety_losses + (losses * weights).sum() / len(zeros)
+            label_weights = label_weights + weights.sum() / len(zeros)
+        return Losses(lm_losses, num_tokens, safety_losses, label_weights, logits.detach())
 
     @property
     def _num_categories(self):
@@ -425,16 +438,16 @@ class SafetyTrainer(Trainer):
         rows = safety_labels.ne(IGNORED)
         cells = safety_labels[rows] * size + sums.logits[rows].argmax(dim=-1)
         self._logged[: size * size] += torch.bincount(cells, minlength=size * size)
-        totals = (sums.lm_losses, sums.num_tokens, sums.safety_losses, sums.row_weights)
+        totals = (sums.lm_losses, sums.num_tokens, sums.safety_losses, sums.label_weights)
         self._logged[size * size :] += torch.stack([total.detach().sum() for total in totals])
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self._logged is not None:
             sums, self._logged = self.accelerator.reduce(self._logged, "sum"), None
             size = self._num_categories
-            *_, lm, tokens, safety, rows = sums.tolist()
+            *_, lm, tokens, safety, verdicts = sums.tolist()
             confusion = sums[: size * size].view(size, size)
-            logs = {**logs, **_metrics(lm, tokens, safety, rows, confusion, self.safety_loss_lambda)}
+            logs = {**logs, **_metrics(lm, tokens, safety, verdicts, confusion, self.safety_loss_lambda)}
             del logs["total_loss"]  # as Trainer has it
         super().log(logs, *args, **kwargs)
 
@@ -442,13 +455,13 @@ class SafetyTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = self._sums(model, inputs)
-        numbers = torch.stack([sums.lm_losses, sums.num_tokens, sums.safety_losses, sums.row_weights], dim=1)
+        numbers = torch.stack([sums.lm_losses, sums.num_tokens, sums.safety_losses, sums.label_weights], dim=1)
         return None, torch.cat([sums.logits, numbers], dim=1), inputs["safety_labels"]
 
     def _metrics(self, predictions):
         """What Trainer gathered of `prediction_step`, as metrics of the whole evaluation set."""
         numbers, labels = torch.from_numpy(predictions.predictions), torch.from_numpy(predictions.label_ids)
-        logits, (lm, tokens, safety, rows) = numbers[:, :-4], numbers[:, -4:].double().sum(dim=0).tolist()
+        logits, (lm, tokens, safety, verdicts) = numbers[:, :-4], numbers[:, -4:].double().sum(dim=0).tolist()
         size, judged = logits.shape[1], labels.ne(IGNORED)
         if logits[judged].isnan().any():
             raise RuntimeError(
@@ -456,7 +469,7 @@ class SafetyTrainer(Trainer):
             )
         cells = labels[judged] * size + logits[judged].argmax(dim=-1)
         confusion = torch.bincount(cells, minlength=size * size).view(size, size)
-        metrics = _metrics(lm, tokens, safety, rows, confusion, self.safety_loss_lambda)
+        metrics = _metrics(lm, tokens, safety, verdicts, confusion, self.safety_loss_lambda)
         metrics["loss"] = metrics.pop("total_loss")
         return metrics
 
@@ -493,8 +506,8 @@ class Losses:
 
     lm_losses: torch.Tensor  # summed over the row's labelled tokens
     num_tokens: torch.Tensor
-    safety_losses: torch.Tensor  # weighted
-    row_weights: torch.Tensor  # 0 for rows without a verdict label
+    safety_losses: torch.Tensor  # weighted, of rows and their pictures
+    label_weights: torch.Tensor  # of rows and their pictures
     logits: torch.Tensor
 
 
@@ -502,38 +515,6 @@ def _is_muons(name, parameter):
     """Whether Muon is for this weight: a matrix within a tower, not at its ends."""
     at_an_end = "embed" in name or "lm_head" in name or GUARD in name
     return parameter.requires_grad and parameter.ndim == 2 and not at_an_end
-
-
-class SeveralOptimizers(torch.optim.Optimizer):
-    """Optimizers that step as one; each has parameters of its own."""
-
-    def __init__(self, optimizers):
-        self.optimizers = optimizers
-        self.defaults = {}
-
-    @property
-    def param_groups(self):
-        """The groups themselves, so that a schedule reaches them."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    @property
-    def state(self):
-        return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
-
-    def step(self, closure=None):
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def zero_grad(self, set_to_none=True):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def state_dict(self):
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-
-    def load_state_dict(self, state_dict):
-        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
 
 
 class WeightedSampler(Sampler):
@@ -555,21 +536,22 @@ class WeightedSampler(Sampler):
         yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
 
 
-def _metrics(lm_loss, num_tokens, safety_loss, rows, confusion, safety_loss_lambda):
+def _metrics(lm_loss, num_tokens, safety_loss, verdicts, confusion, safety_loss_lambda):
     """
-    Losses per token and per row, and how often the guard was right.
+    Losses per token and per verdict, and how often the guard was right about whole rows.
 
     Args:
-        lm_loss, num_tokens, safety_loss, rows (`float`): sums and their counts.
+        lm_loss, num_tokens, safety_loss, verdicts (`float`): sums and their counts.
         confusion (`torch.Tensor` of shape `(num_categories, num_categories)`): true labels by row, verdicts by column.
     """
     metrics, total = {}, 0.0
     if num_tokens:
         metrics["lm_loss"] = lm_loss / num_tokens
         total += metrics["lm_loss"]
-    if rows:
-        metrics["safety_loss"] = safety_loss / rows
+    if verdicts:
+        metrics["safety_loss"] = safety_loss / verdicts
         total += safety_loss_lambda * metrics["safety_loss"]
+    if confusion.any():
         confusion = confusion.double()
         right, shown, said = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
         seen = (shown + said) > 0
@@ -861,11 +843,13 @@ def _read(args, taxonomy, collator):
     for name, part in (("data", rows), ("eval_data", eval_rows)):
         if part is None:
             continue
+        if args.tuning == "guard_only" and any(has_label(example.picture_labels) for example in part.examples):
+            raise ValueError(f"{name} has picture_safety_labels, which guard_only cannot learn; take lora or full")
         for problem in part.problems:
             print(f"skipped: {problem}", file=sys.stderr)
         cut = f", {part.num_cut} cut at max_length {args.max_length}" if part.num_cut else ""
         print(f"{name}: {len(part)} rows, {len(part.problems)} skipped{cut}", file=sys.stderr)
-    if args.tuning == "guard_only" and all(label == IGNORED for label in rows.labels):
+    if args.tuning == "guard_only" and not has_label(rows.labels):
         raise ValueError("tuning: guard_only learns from verdict labels, but no row has one; add safety_label to rows")
     return rows, eval_rows
 

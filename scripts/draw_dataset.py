@@ -150,7 +150,10 @@ def row_for(prompt, taxonomy):
     if system_prompt != SYSTEM_PROMPTS[0]:
         messages.insert(0, {"role": "system", "content": system_prompt})
     images = [f"images/{seed:06}.png" for _, seed in drawings]
-    return {"images": images, "messages": messages, "safety_label": label_for(drawings)}
+    row = {"images": images, "messages": messages, "safety_label": label_for(drawings)}
+    if len(drawings) > 1:
+        row["picture_safety_labels"] = [category for category, _ in drawings]
+    return row
 
 
 def _draw_to_file(task):
@@ -186,7 +189,7 @@ def write_dataset(out, taxonomy, prompts, labelled=True, sides=IMAGE_SIDES, **st
                 print(f"drew {done} of {len(tasks)}", file=sys.stderr)
 
     if not labelled:
-        rows = [{**row, "safety_label": None} for row in rows]
+        rows = [{**row, "safety_label": None, "picture_safety_labels": None} for row in rows]
     (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -202,9 +205,9 @@ def main(argv=None):
     parser.add_argument(
         "--pairs",
         action="store_true",
-        help='two pictures a prompt; "safety_label" is null where they show two different harms',
+        help='two pictures a prompt, each with a label; "safety_label" is null where they show two different harms',
     )
-    parser.add_argument("--unlabelled", action="store_true", help='"safety_label" is null in every row')
+    parser.add_argument("--unlabelled", action="store_true", help="the labels are null in every row")
     parser.add_argument(
         "--line-style", choices=[*LINE_STYLES, HELD_OUT_LINE_STYLE], help="of all drawings (default: each seed's own)"
     )

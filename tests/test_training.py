@@ -257,7 +257,7 @@ def test_the_loss_is_the_mean_over_all_tokens_plus_the_mean_over_all_labelled_ro
     labels = batch["safety_labels"]
     safety_loss = F.cross_entropy(scores[labels != -100], labels[labels != -100], weight=trainer.class_weights)
     assert_close(loss, lm_loss + 0.5 * safety_loss, atol=1e-5, rtol=1e-5)
-    assert sums.num_tokens.tolist()[3] == 0 and sums.row_weights.tolist()[2] == 0  # no answer; no verdict
+    assert sums.num_tokens.tolist()[3] == 0 and sums.label_weights.tolist()[2] == 0  # no answer; no verdict
 
 
 def test_the_same_batch_cut_into_other_pieces_gives_the_same_weights(tmp_path, rows):

@@ -1,0 +1,58 @@
+"""Muon against torch's own, and against the singular value decomposition."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from safeqwen.optimizers import Muon, SeveralOptimizers, orthogonalized
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
+def test_steps_are_those_of_torchs_muon_but_for_its_bfloat16(shape):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(5, *shape)
+    ours, theirs = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    options = {"lr": 0.05, "weight_decay": 0.1}
+    optimizers = [Muon([ours], **options), torch.optim.Muon([theirs], **options)]
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() / moved < 0.01  # bfloat16 keeps 8 bits
+    assert moved > 0.1
+
+
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_brings_the_values_near_one():
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(20, 30), full_matrices=False)
+    matrix = left @ torch.diag(torch.linspace(0.5, 9, 20)) @ right
+    values = left.T @ orthogonalized(matrix) @ right.T
+    assert_close(values, torch.diag(values.diagonal()), atol=1e-5, rtol=0)
+    assert values.diagonal().min() > 0.6 and values.diagonal().max() < 1.3
+
+
+def test_muon_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match="Muon is for matrices, got a parameter of shape \\(3,\\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_several_optimizers_step_clear_save_and_load_as_one():
+    torch.manual_seed(0)
+    first, second = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
+
+    def build():
+        return SeveralOptimizers([Muon([first], lr=0.1), torch.optim.AdamW([second], lr=0.01)])
+
+    optimizer = build()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01]
+    before = first.detach().clone(), second.detach().clone()
+    (first.sum() + second.sum()).backward()
+    optimizer.step()
+    assert not torch.equal(first, before[0]) and not torch.equal(second, before[1])
+    optimizer.zero_grad()
+    assert first.grad is None and second.grad is None
+    other = build()
+    other.load_state_dict(optimizer.state_dict())
+    assert_close(other.state[first]["momentum_buffer"], optimizer.state[first]["momentum_buffer"])
+    assert other.state[second]["step"] == 1
