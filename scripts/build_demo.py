@@ -22,7 +22,8 @@ The decisions, with their numbers:
   answers, against 97.3 % and 94.2 % with fewer pictures.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
-- One prompt in twelve of the text tower's holds two pictures, with the label of its only harm.
+- One prompt in eight of the text tower's holds two pictures, with the label of its only harm and one for each picture.
+  Without the latter 88.8 % of verdicts on the second picture were right (`guard(granularity="image")`).
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
@@ -92,7 +93,7 @@ WORK = ROOT / "build" / "demo"  # what configs/demo_vision.yaml and configs/demo
 NUM_THREADS = 2
 NUM_VISION_DRAWINGS = 40_000
 NUM_TEXT_DRAWINGS = 34_000
-NUM_PAIRS = 3_000
+NUM_PAIRS = 5_000
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
 IMAGE_SIDE = 112  # pixels; 16 tokens

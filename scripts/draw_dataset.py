@@ -14,7 +14,7 @@ messages: a chat template puts in its own where a conversation has none. The tax
 it comes OUT/categories.yaml, the names in the order of the guard's columns.
 
 Same arguments, same Pillow, same bytes. Two sets share no drawing if their seeds are apart: a set takes one for each
-of its pictures, from --first-seed on. The demo checkpoint was trained on seeds 0 to 79999 of "holisafe".
+of its pictures, from --first-seed on. The demo checkpoint was trained on seeds 0 to 83999 of "holisafe".
 """
 
 import argparse
@@ -189,7 +189,7 @@ def write_dataset(out, taxonomy, prompts, labelled=True, sides=IMAGE_SIDES, **st
                 print(f"drew {done} of {len(tasks)}", file=sys.stderr)
 
     if not labelled:
-        rows = [{**row, "safety_label": None, "picture_safety_labels": None} for row in rows]
+        rows = [{key: None if "label" in key else value for key, value in row.items()} for row in rows]
     (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

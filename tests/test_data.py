@@ -128,6 +128,19 @@ def write_video(path, num_frames, rate=8, **options):
 GOOD = {"image": "1.png", "safety_label": "safe"}
 
 
+def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, collator):
+    two = {"images": ["1.png", "2.png"], "picture_safety_labels": ["suicide", None]}
+    rows = read_rows([write_rows(tmp_path, [two, GOOD, {**two, "safety_label": "safe"}])], TAXONOMY, collator)
+    suicide = TAXONOMY.column("suicide")
+    batch = collator(rows.examples)
+    assert batch["safety_labels"].tolist() == [IGNORED, 0, 0]
+    assert batch["picture_safety_labels"].tolist() == [suicide, IGNORED, IGNORED, suicide, IGNORED]
+    assert "picture_safety_labels" not in collator(rows.examples[1:2])
+    assert rows.blank().picture_labels == [IGNORED, IGNORED]
+    relabelled = [{**two, "picture_safety_labels": [None, "suicide"]}, GOOD, {**two, "safety_label": "safe"}]
+    assert read_rows([write_rows(tmp_path, relabelled)], TAXONOMY, collator).sha256 != rows.sha256
+
+
 def problem_of(folder, row, collator, taxonomy=TAXONOMY):
     """The reason why a row is refused."""
     with pytest.raises(BadData) as caught:
@@ -475,6 +488,11 @@ BAD_ROWS = [
     ({**GOOD, "safety_label": float("nan")}, "label nan is neither"),
     ({**GOOD, "safety_label": ["safe", "suicide"]}, "several verdict labels"),
     ({**GOOD, "safety_label": {"1.png": "safe"}}, "several verdict labels"),
+    ({**GOOD, "picture_safety_labels": ["safe"]}, "'picture_safety_labels' for a single picture"),
+    ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe"]}, "each of the row's 2 pictures, got"),
+    ({"images": ["1.png", "2.png"], "picture_safety_labels": "safe"}, "each of the row's 2 pictures, got 'safe'"),
+    ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe", "saef"]}, "did you mean 'safe'"),
+    ({"images": ["1.png", "2.png"], "picture_safety_labels": [None, None]}, "neither a verdict label nor an answer"),
     ({**GOOD, "image_safety_label": "safe"}, "two verdict labels, safety_label 'safe' and image_safety_label 'safe'"),
     (
         {"image": "1.png", "image_safe": True, "image_safety_label": "suicide"},

@@ -144,6 +144,25 @@ def test_the_loss_is_lm_loss_plus_lambda_times_cross_entropy(state_dict, stock):
     assert_close(output.loss, lm_loss + 0.25 * safety_loss, atol=1e-5, rtol=1e-5)
 
 
+def test_labels_of_pictures_and_of_prompts_weigh_the_same_in_the_loss(model, stock, state_dict):
+    inputs = batch([5, CAT, 7, DOG, 9], [6, SUN], [4, 4, CLIP])
+    pictures = [[5, CAT], [5, CAT, 7, DOG], [6, SUN], [4, 4, CLIP]]  # what follows a picture cannot move it
+    labels, picture_labels = torch.tensor([3, -100, 0]), torch.tensor([2, 5, 7, -100])
+    output = model(**inputs, safety_labels=labels, picture_safety_labels=picture_labels)
+
+    rows = []
+    for prompt in pictures:
+        hidden = stock_hidden_states(stock, batch(prompt))
+        rows.append(hidden[0, -prompt[-1].num_tokens - 1 : -1].mean(0))  # before <|vision_end|>
+    by_picture = head_by_hand(state_dict, torch.stack(rows))
+    assert_close(output.picture_safety_logits, by_picture, atol=1e-5, rtol=1e-5)
+    assert_close(by_picture, model.guard(**inputs, granularity="image").img_safety_logits, atol=1e-5, rtol=1e-5)
+    by_prompt = verdict_by_hand(stock, state_dict, inputs)
+    log_probs = torch.cat([by_prompt, by_picture]).log_softmax(-1)
+    expected = -(log_probs[0, 3] + log_probs[2, 0] + log_probs[3, 2] + log_probs[4, 5] + log_probs[5, 7]) / 5
+    assert_close(output.safety_loss, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_safety_labels_alone_give_the_weighted_safety_loss(state_dict):
     model = build_guarded(state_dict, safety_loss_lambda=2.0)
     output = model(**batch([5, CAT, 7]), safety_labels=torch.tensor([3]))
@@ -227,6 +246,22 @@ def test_a_row_without_a_picture_does_not_spoil_the_gradient_of_the_others(model
 def test_bad_safety_labels_are_refused(model, labels, message):
     with pytest.raises(ValueError, match=message):
         model(**batch([5, CAT], [SUN]), safety_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 20, 0]), "picture_safety_labels holds 20"),
+        (torch.tensor([0, 0]), "one label for each of the 3 pictures, got shape"),
+        ([0, 1, 2], "picture_safety_labels must be a tensor of integers"),
+    ],
+)
+def test_bad_labels_of_pictures_are_refused(model, labels, message):
+    inputs = batch([5, CAT, 7, DOG], [SUN])
+    with pytest.raises(ValueError, match=message):
+        model(**inputs, safety_labels=torch.tensor([0, -100]), picture_safety_labels=labels)
+    with pytest.raises(ValueError, match="need safety_labels beside them"):
+        model(**inputs, picture_safety_labels=torch.tensor([0, 0, 0]))
 
 
 def test_a_label_for_a_prompt_without_a_picture_is_refused(model):

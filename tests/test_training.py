@@ -260,6 +260,42 @@ def test_the_loss_is_the_mean_over_all_tokens_plus_the_mean_over_all_labelled_ro
     assert sums.num_tokens.tolist()[3] == 0 and sums.label_weights.tolist()[2] == 0  # no answer; no verdict
 
 
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """As `rows`, each row with a second picture: of every other row, both are labelled by themselves."""
+    folder = tmp_path_factory.mktemp("pairs")
+    file = write_rows(folder, 8, 0)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(lines):
+        row["images"].append(f"images/{(i + 1) % 8}.png")
+        if i % 2:
+            row["picture_safety_labels"] = [NAMES[i % 4], None if i == 5 else NAMES[(i + 1) % 4]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return {"data": file, "eval": file}
+
+
+def test_labels_of_pictures_count_as_much_as_labels_of_rows(tmp_path, pairs):
+    """As forward has it, which test_forward works out by hand; over the step, and in the evaluation."""
+    trainer = build_trainer(pairs, tmp_path, lora=False)
+    model, examples = trainer.model.eval(), trainer.train_dataset.examples
+    whole = trainer.data_collator(examples)
+    assert whole["picture_safety_labels"].ne(-100).sum() == 7 and len(whole["picture_safety_labels"]) == 16
+    expected = model(**whole)
+    assert_close(trainer.compute_loss(model, dict(whole)), expected.loss, atol=1e-5, rtol=1e-5)
+    assert_close(trainer.evaluate(trainer.train_dataset)["eval_loss"], expected.loss.item(), atol=1e-5, rtol=1e-5)
+
+    halves = [trainer.data_collator(examples[:4]), trainer.data_collator(examples[4:])]
+    counts = trainer._get_num_items_in_batch(halves, "cpu")
+    assert counts[1] == 6 + 7
+    parts = [trainer.compute_loss(model, dict(half), num_items_in_batch=counts) for half in halves]
+    assert_close(sum(parts), expected.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_the_guard_alone_refuses_labels_of_pictures(tmp_path, pairs):
+    with pytest.raises(ValueError, match="data has picture_safety_labels, which guard_only cannot learn"):
+        train(arguments(pairs, tmp_path / "run", tuning="guard_only"))
+
+
 def test_the_same_batch_cut_into_other_pieces_gives_the_same_weights(tmp_path, rows):
     settings = {"optim": "sgd", "learning_rate": 0.05, "guard_learning_rate": 0.05, "guard_dropout": 0.0}
     for size in (1, 2, 4):
