@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate.utils import broadcast_object_list, gather
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
@@ -70,6 +72,7 @@ FREE_ON_RESUME = {
     "ddp_find_unused_parameters",
     "deepspeed",
     "disable_tqdm",
+    "eval_on_start",
     "feature_cache",
     "fsdp",
     "fsdp_config",
@@ -184,8 +187,6 @@ class SafetyTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = self.restore_callback_states_from_checkpoint = True
         if self.tuning == "full" and self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # of the vision tower in a batch without pictures
-        if self.label_names is None:
-            self.label_names = ["labels", "safety_labels"]
         super().__post_init__()
         if self.parallel_mode.name == "NOT_DISTRIBUTED":
             self._n_gpu = min(self._n_gpu, 1)  # Qwen2.5-VL does not run in DataParallel; torchrun uses all GPUs
@@ -305,7 +306,7 @@ class SafetyTrainer(Trainer):
     def __init__(self, *args, class_weights=None, sample_weights=None, safety_loss_lambda=1.0, **kwargs):
         super().__init__(*args, compute_metrics=self._metrics, **kwargs)
         # The losses are divided by what the whole step holds: the library is not to divide them again.
-        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
         self.class_weights = class_weights
         self.sample_weights = sample_weights
         self.safety_loss_lambda = safety_loss_lambda
@@ -464,8 +465,9 @@ class SafetyTrainer(Trainer):
         logits, (lm, tokens, safety, verdicts) = numbers[:, :-4], numbers[:, -4:].double().sum(dim=0).tolist()
         size, judged = logits.shape[1], labels.ne(IGNORED)
         if logits[judged].isnan().any():
-            raise RuntimeError(
-                "the guard has not been trained yet, so it cannot be evaluated: leave eval_on_start out"
+            raise ValueError(
+                "the guard has not been trained yet, so it cannot be evaluated: leave eval_on_start out, or let the "
+                "first evaluation come later (eval_steps, eval_delay)"
             )
         cells = labels[judged] * size + logits[judged].argmax(dim=-1)
         confusion = torch.bincount(cells, minlength=size * size).view(size, size)
@@ -480,19 +482,14 @@ class SafetyTrainer(Trainer):
         folder = Path(self.args.output_dir, f"{trainer_utils.PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
-                f"{folder} could not be written ({error}); the last whole checkpoint is "
-                f"{last_checkpoint(self.args.output_dir)}: make room and go on from there with --resume"
-            ) from error
+            with _written_whole(folder, self.args):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    (folder / COMPLETE).touch()
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (folder / COMPLETE).touch()
             if hasattr(trainer_utils, "rotate_checkpoints"):  # a function since transformers 5.0
                 best = self.state.best_model_checkpoint
                 trainer_utils.rotate_checkpoints(self.args.output_dir, limit, best, use_mtime=True)
@@ -560,6 +557,20 @@ def _metrics(lm_loss, num_tokens, safety_loss, verdicts, confusion, safety_loss_
     return {**metrics, "total_loss": total}
 
 
+@contextmanager
+def _written_whole(folder, args):
+    """Removes a folder that could not be written to its end, say because the disk is full, and says what to do."""
+    try:
+        yield
+    except Exception as error:  # each library has its own
+        if args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        last = last_checkpoint(args.output_dir) or "the beginning"
+        raise OSError(
+            f"{folder} could not be written ({error}); make room, and --resume goes on from {last}"
+        ) from error
+
+
 def last_checkpoint(output_dir):
     """The newest checkpoint in a run's folder that was written to its end (`Path`), or `None`."""
     whole = [marker.parent for marker in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
@@ -609,6 +620,11 @@ class FrozenBackbone(nn.Module):
     def forward(self, features, safety_labels):
         """`(batch_size, hidden_size)` features -> the logits, as the whole model's forward has them."""
         return SafeQwen2_5_VLVerdict(img_safety_logits=self.img_safety_head(features))
+
+    def activation_checkpointing_enable(self, *args, **kwargs):
+        """Nothing is computed that could be saved."""
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.24
 
 
 class WholeSteps(torch.utils.data.Dataset):
@@ -741,9 +757,6 @@ def train(args, command=None):
         trained, collator = FrozenBackbone(model), None
     else:
         trained = add_lora(model, args) if args.tuning == "lora" else model
-    for name, module in trained.named_modules():
-        if GUARD in name and isinstance(module, nn.Dropout):
-            module.p = args.guard_dropout
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision weights would lose small steps
@@ -774,7 +787,8 @@ def train(args, command=None):
     else:
         logs = [log for log in trainer.state.log_history if "loss" in log]
         metrics = {f"last_{name}": value for name, value in (logs[-1] if logs else {}).items()}
-    metrics |= {"train_loss": result.training_loss, "train_runtime_s": result.metrics["train_runtime"]}
+    # Not train_loss: it is the main process's alone, and after --resume too small.
+    metrics["train_runtime_s"] = result.metrics["train_runtime"]
     if state.is_main_process:
         _record(args.output_dir, metrics=metrics)
     return metrics
@@ -819,10 +833,10 @@ def _load(args, base, taxonomy, hub):
     model = load_base(base, safety_categories=taxonomy.names, dtype=getattr(torch, dtype), **options, **hub)
     if args.safety_loss_lambda is not None:
         model.config.safety_loss_lambda = args.safety_loss_lambda
-    if args.tuning == "guard_only":
-        model.requires_grad_(False)
-        model.img_safety_head.requires_grad_(True)
-    elif args.frozen is not None:
+    for module in model.img_safety_head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = args.guard_dropout
+    if args.frozen is not None:
         names = [name for name, _ in model.named_parameters() if re.search(args.frozen, name)]
         if not names:
             raise ValueError(
@@ -969,17 +983,17 @@ def _git_commit():
 
 
 def _save_final(trainer, model, processor):
-    final = Path(trainer.args.output_dir, "final")
-    if trainer.args.tuning == "guard_only":
-        if trainer.args.should_save:
+    args, final = trainer.args, Path(trainer.args.output_dir, "final")
+    with _written_whole(final, args):
+        if args.tuning != "guard_only":
+            trainer.save_model(str(final))
+        elif args.should_save:
             final.mkdir(exist_ok=True)
             head = {f"{GUARD}.{name}": tensor.cpu() for name, tensor in model.img_safety_head.state_dict().items()}
             save_file(head, final / GUARD_FILE)
-    else:
-        trainer.save_model(str(final))
-    if trainer.args.should_save:
-        (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: run.json says it better
-        save_processor(processor, final)
+        if args.should_save:
+            (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: run.json says it better
+            save_processor(processor, final)
 
 
 def _record(output_dir, **entries):
@@ -1009,7 +1023,7 @@ def run(args):
     try:
         settings = read_config(args.config, args.overrides)
         metrics = train(settings, command)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         print(f"safeqwen train: {error}", file=sys.stderr)
         return 2
     if settings.distributed_state.is_main_process:

@@ -2,27 +2,34 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from in_turn import cut_off
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import safeqwen_cli
-from safeqwen import DEMO_CHECKPOINT
-from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows
+from safeqwen import DEMO_CHECKPOINT, training
+from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows, sample_weights
 from safeqwen.export import load_run
 from safeqwen.loading import load_base
 from safeqwen.pictograms import draw
@@ -30,6 +37,8 @@ from safeqwen.training import (
     GUARD,
     SafetyTrainer,
     SafetyTrainingArguments,
+    WeightedSampler,
+    _load,
     _load_processor,
     add_lora,
     last_checkpoint,
@@ -39,6 +48,7 @@ from safeqwen.training import (
 
 
 TESTS = Path(__file__).parent
+ACCELERATE = TESTS.parent / "configs" / "accelerate"
 NAMES = ["safe", "weapon_related_violence", "suicide", "medical_advice"]
 
 
@@ -90,28 +100,20 @@ def write_config(file, rows, **settings):
     return file
 
 
-def command(config, *words, processes=1, module="safeqwen", **environment):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return {
-        "args": [sys.executable, *launch, "-m", module, "train", str(config), *map(str, words)],
-        "env": {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]),
-            **environment,
-        },
-    }
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def command(config, *words):
+    return {"args": [sys.executable, "-m", "safeqwen", "train", str(config), *map(str, words)], "env": ENVIRONMENT}
 
 
 def run_here(config, *words):
     """What the command does, without a process of its own, which takes longer to start than to train."""
     return train(read_config(config, [str(word) for word in words]))
-
-
-def run(*args, **kwargs):
-    process = subprocess.run(**command(*args, **kwargs), capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process
 
 
 def weights(run_folder):
@@ -187,7 +189,7 @@ def test_lora_on_nothing_or_on_the_vision_tower_is_refused(tmp_path, rows, targe
 
 
 def test_lora_is_on_all_attention_and_mlp_layers_of_the_language_model_and_the_guard_is_trained_whole(tmp_path, rows):
-    model = build_trainer(rows, tmp_path).model
+    model = build_trainer(rows, tmp_path, lora_rank=5, lora_alpha=7, lora_dropout=0.25).model
     adapted = [name.removeprefix("base_model.model.") for name, m in model.named_modules() if hasattr(m, "lora_A")]
     kinds = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
     layers = model.config.text_config.num_hidden_layers
@@ -199,6 +201,8 @@ def test_lora_is_on_all_attention_and_mlp_layers_of_the_language_model_and_the_g
         f"base_model.model.{name}.lora_{matrix}.default.weight" for name in expected for matrix in "AB"
     }
     assert len([name for name in trained if GUARD in name]) == 4
+    for layer in (module for module in model.modules() if hasattr(module, "lora_A")):
+        assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (5, 7 / 5, 0.25)
 
 
 def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_path, rows):
@@ -222,7 +226,8 @@ def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_
 
 def test_guard_and_model_are_parameter_groups_of_their_own_and_norms_and_biases_do_not_decay(tmp_path, rows):
     trainer = build_trainer(rows, tmp_path, lora=False, weight_decay=0.1)
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    trainer.model.model.visual.requires_grad_(False)
+    names = {id(p): name for name, p in trainer.model.named_parameters() if not name.startswith("model.visual.")}
     groups = {}
     for group in trainer.create_optimizer().param_groups:
         groups[group["lr"], group["weight_decay"]] = {names[id(parameter)] for parameter in group["params"]}
@@ -230,7 +235,7 @@ def test_guard_and_model_are_parameter_groups_of_their_own_and_norms_and_biases_
     assert groups[2e-3, 0.1] == {name for name in guard if name.endswith("weight")}
     assert groups[2e-3, 0.0] == {name for name in guard if name.endswith("bias")}
     assert groups[1e-3, 0.1] | groups[1e-3, 0.0] == set(names.values()) - guard
-    kept = ("bias", "norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight", "ln_q.weight")
+    kept = ("bias", "norm.weight", "layernorm.weight")
     assert groups[1e-3, 0.0] == {name for name in names.values() if name.endswith(kept)} - guard
 
 
@@ -242,8 +247,11 @@ def test_the_loss_is_the_mean_over_all_tokens_plus_the_mean_over_all_labelled_ro
     if weighted:
         trainer.class_weights = class_weights(trainer.train_dataset.labels, 20)
     batch = trainer.data_collator(trainer.train_dataset.examples[:8])
-    model = trainer.model.eval()
+    model, num_logits = trainer.model.eval(), []
+    model.lm_head.register_forward_hook(lambda module, args, logits: num_logits.append(logits.shape[1]))
     loss, sums = trainer.compute_loss(model, dict(batch), return_outputs=True)
+    # None for the pictures: from the position before the first answered token to the last.
+    assert num_logits == [batch["labels"].shape[1] - int(batch["labels"].ne(-100).any(dim=0).nonzero()[0]) + 1]
 
     stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, dtype=torch.float32).eval()
     inputs = {name: value for name, value in batch.items() if "labels" not in name}
@@ -296,14 +304,17 @@ def test_the_guard_alone_refuses_labels_of_pictures(tmp_path, pairs):
         train(arguments(pairs, tmp_path / "run", tuning="guard_only"))
 
 
-def test_the_same_batch_cut_into_other_pieces_gives_the_same_weights(tmp_path, rows):
-    settings = {"optim": "sgd", "learning_rate": 0.05, "guard_learning_rate": 0.05, "guard_dropout": 0.0}
+@pytest.mark.parametrize("tuning", ["lora", "guard_only"])
+def test_the_same_batch_cut_into_other_pieces_gives_the_same_weights(tmp_path, rows, tuning):
+    settings = {"tuning": tuning, "optim": "sgd", "learning_rate": 0.05, "guard_learning_rate": 0.05}
     for size in (1, 2, 4):
-        train(arguments(rows, tmp_path / str(size), per_device_train_batch_size=size, **settings))
+        pieces = {"per_device_train_batch_size": size, "guard_dropout": 0.0, "gradient_checkpointing": size == 1}
+        train(arguments(rows, tmp_path / str(size), **pieces, **settings))
     assert_same_weights(tmp_path / "1", tmp_path / "4", tolerance=2e-6)
     assert_same_weights(tmp_path / "2", tmp_path / "4", tolerance=2e-6)
-    moved = weights(tmp_path / "4")["base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight"]
-    assert moved.abs().max() > 1e-4
+    if tuning == "lora":
+        moved = weights(tmp_path / "4")["base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight"]
+        assert moved.abs().max() > 1e-4
 
 
 def test_rows_without_a_label_leave_the_guard_and_rows_without_an_answer_the_language_models_own_loss(tmp_path, rows):
@@ -343,21 +354,91 @@ def test_metrics_are_scikit_learns_and_do_not_depend_on_the_batches(tmp_path, ro
         assert_close(found[0][name], found[1][name], atol=1e-5, rtol=1e-5)
 
 
-def test_both_losses_and_the_guards_score_are_logged_in_training_and_evaluation(tmp_path, rows):
-    settings = {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "eval_data": [str(rows["eval"])]}
-    metrics = train(arguments(rows, tmp_path / "run", report_to=["tensorboard"], **settings))
+@pytest.mark.parametrize("tuning", ["lora", "guard_only"])
+def test_what_is_logged_in_training_and_evaluation_are_the_losses_of_all_rows_and_the_guards_score(
+    tmp_path, rows, tuning
+):
+    """By hand, row by row, from the logits of the base, which steps of 1e-12 leave as it is."""
+    settings = {"learning_rate": 1e-12, "guard_learning_rate": 1e-12, "guard_dropout": 0.0, "tuning": tuning}
+    settings |= {"class_weights": "balanced", "safety_loss_lambda": 0.5, "report_to": ["tensorboard"]}
+    settings |= {"max_steps": -1, "num_train_epochs": 2, "logging_strategy": "epoch", "save_strategy": "epoch"}
+    metrics = train(arguments(rows, tmp_path / "run", eval_data=[str(rows["data"])], **settings))
+
+    trainer = build_trainer(rows, tmp_path / "unused", lora=False)
+    sums = {"lm": 0.0, "tokens": 0, "safety": 0.0, "rows": 0.0}
+    labels = [label for label in trainer.train_dataset.labels if label != -100]
+    weight = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    weight = dict(zip(np.unique(labels), weight))
+    right = []
+    for example in trainer.train_dataset.examples:
+        batch = trainer.data_collator([example])
+        with torch.no_grad():
+            output = trainer.model(
+                **{name: value for name, value in batch.items() if "labels" not in name}, do_safety=True
+            )
+        targets = batch["labels"][0, 1:]
+        sums["lm"] += F.cross_entropy(output.logits[0, :-1], targets, reduction="sum").item()
+        sums["tokens"] += int(targets.ne(-100).sum())
+        if example.label != -100:
+            sums["safety"] -= weight[example.label] * output.img_safety_logits[0].log_softmax(0)[example.label].item()
+            sums["rows"] += weight[example.label]
+            right.append(output.img_safety_logits[0].argmax().item() == example.label)
+    expected = {"safety_loss": sums["safety"] / sums["rows"], "guard_accuracy": sum(right) / len(right)}
+    expected["loss"] = 0.5 * expected["safety_loss"]
+    if tuning == "lora":
+        expected["lm_loss"] = sums["lm"] / sums["tokens"]
+        expected["loss"] += expected["lm_loss"]
+    state = json.loads((last_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
+    first, second = (log for log in state["log_history"] if "loss" in log)
+    for name, value in expected.items():
+        if name != "loss":  # of the steps, each over its own rows
+            assert_close(first[name], value, atol=1e-5, rtol=1e-5)
+            assert_close(second[name], value, atol=1e-5, rtol=1e-5)
+        assert_close(metrics[f"eval_{name}"], value, atol=1e-5, rtol=1e-5)
+
     assert list((tmp_path / "run").glob("**/events.out.tfevents*"))
-    assert {"eval_loss", "eval_lm_loss", "eval_safety_loss", "eval_guard_accuracy"} <= metrics.keys()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["metrics"] == metrics and record["data"]["train"]["rows"] == 21
     assert record["data"]["train"]["rows_with_answer"] == 17 and record["data"]["train"]["rows_by_label"]["safe"] == 4
     assert record["versions"]["transformers"] and len(record["data"]["eval"]["sha256"]) == 64
 
 
+def test_without_rows_to_evaluate_on_the_metrics_are_those_that_training_logged_last(tmp_path, rows):
+    metrics = train(arguments(rows, tmp_path / "run", logging_steps=1, max_steps=2))
+    assert metrics["last_epoch"] == 2 / 6  # 21 rows in fours
+    # Of a single step what was minimised is what is logged by its parts.
+    assert_close(metrics["last_loss"], metrics["last_lm_loss"] + metrics["last_safety_loss"], atol=1e-5, rtol=1e-5)
+
+
 def test_weights_that_are_trained_are_float32_whatever_the_others_are(tmp_path, rows):
-    settings = {"dtype": "bfloat16", "bf16": True, "max_steps": 2}
-    train(arguments(rows, tmp_path / "run", **settings))
+    settings = {"dtype": "bfloat16", "bf16": True, "max_steps": 2, "eval_data": [str(rows["eval"])]}
+    train(arguments(rows, tmp_path / "run", bf16_full_eval=True, **settings))
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"bf16": True}, torch.bfloat16),
+        ({"fp16": True}, torch.float16),
+        ({"fp16": True, "dtype": "bfloat16"}, torch.bfloat16),
+        ({"bf16": True, "tuning": "full"}, torch.float32),
+    ],
+)
+def test_weights_that_stay_as_they_are_have_the_precision_that_was_asked_for(tmp_path, rows, settings, dtype):
+    args = arguments(rows, tmp_path, guard_dropout=0.25, attn_implementation="eager", **settings)
+    model = _load(args, DEMO_CHECKPOINT, Taxonomy(NAMES), {})
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.config._attn_implementation == "eager"
+    assert [module.p for module in model.img_safety_head.modules() if isinstance(module, torch.nn.Dropout)] == [0.25]
+
+
+def test_losses_are_float32_where_the_model_is_not(tmp_path, rows):
+    trainer = build_trainer(rows, tmp_path, lora=False)
+    batch = trainer.data_collator(trainer.train_dataset.examples[:2])
+    sums = trainer._sums(trainer.model.bfloat16(), batch)
+    assert sums.lm_losses.dtype == sums.safety_losses.dtype == torch.float32
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, rows):
@@ -376,7 +457,31 @@ def test_a_seed_fixes_the_run_and_another_changes_it(tmp_path, rows):
         assert_same_weights(tmp_path / "a", tmp_path / "c")
 
 
+def test_balanced_sampling_draws_all_labels_equally_often_no_blank_row_and_anew_each_epoch_and_seed():
+    labels = [0] * 900 + [1] * 90 + [-100] * 10
+    sampler = WeightedSampler([*sample_weights(labels), 0.0, 0.0], seed=0)
+    drawn = list(sampler)
+    assert len(drawn) == 1002 and max(drawn) < 1000
+    counts = Counter(labels[i] for i in drawn)
+    for label in (0, 1, -100):
+        assert abs(counts[label] - 1002 / 3) < 4 * (1002 * 1 / 3 * 2 / 3) ** 0.5  # standard deviations
+    assert list(sampler) == drawn
+    sampler.set_epoch(1)
+    assert list(sampler) != drawn
+    assert list(WeightedSampler(sampler.weights, seed=5)) != drawn
+
+
 # ----------------------------------------------------------------------------------------------------------- resuming
+
+
+def test_the_last_checkpoint_is_the_one_of_the_most_steps_of_those_that_are_whole(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        if step < 11:
+            (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_left_alone(tmp_path, rows):
@@ -396,26 +501,29 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_left_alone(tm
     partial = killed / "checkpoint-11"
     partial.mkdir()
     (partial / "trainer_state.json").write_text("{")
-    run(config, "--output_dir", killed, "--resume")
+    run_here(config, "--output_dir", killed, "--resume")
     assert_same_weights(tmp_path / "alone", killed)
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("file", ["scheduler.pt", "complete"])
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_removed_and_the_last_whole_one_remains(
-    tmp_path, rows, monkeypatch
+    tmp_path, rows, monkeypatch, file
 ):
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 4}
-    save, saved = torch.save, []
 
-    def save_until_full(value, file, *args, **kwargs):
-        if "checkpoint-3" in str(file) and "scheduler" in str(file):
-            raise OSError(28, "No space left on device")
-        saved.append(str(file))
-        return save(value, file, *args, **kwargs)
+    def until_full(function):
+        def write(*args, **kwargs):
+            if any(str(arg).endswith(f"checkpoint-3{os.sep}{file}") for arg in args):
+                raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return write
 
     train(arguments(rows, tmp_path / "alone", **settings))
-    monkeypatch.setattr(torch, "save", save_until_full)
-    with pytest.raises(OSError, match="checkpoint-3 could not be written.*No space.*checkpoint-2.*--resume"):
+    monkeypatch.setattr(torch, "save", until_full(torch.save))
+    monkeypatch.setattr(Path, "touch", until_full(Path.touch))
+    with pytest.raises(OSError, match="checkpoint-3 could not be written.*No space.*--resume goes on .*checkpoint-2"):
         train(arguments(rows, tmp_path / "run", **settings))
     assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.undo()
@@ -438,6 +546,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, rows):
     for extra, message in (
         ({"learning_rate": 5e-4}, r"differs in learning_rate \(was 0.001, is 0.0005\)"),
         ({"data": [str(rows["eval"])]}, "the rows of the train data"),
+        ({"eval_data": [str(rows["eval"])]}, "the rows of the eval data"),
         ({"categories": ["safe", *NAMES[1:]]}, "label|safety_categories"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -455,12 +564,24 @@ def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):
 
 
 def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
-    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     settings = {"early_stopping_patience": 2, "max_steps": 30, "learning_rate": 1.0, "lr_scheduler_type": "constant"}
-    metrics = train(arguments(rows, tmp_path / "run", eval_data=[str(rows["eval"])], **every_step, **settings))
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"eval_data": [str(rows["eval"])], "save_total_limit": 2}
+    metrics = train(arguments(rows, tmp_path / "run", **settings))
     state = json.loads((last_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
     losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
     assert len(losses) < 30 and min(losses) == losses[-3] == metrics["eval_loss"]
+    # Resumed with one evaluation of patience left.
+    cut_off(tmp_path / "run", len(losses) - 1, tmp_path / "resumed")
+    train(arguments(rows, tmp_path / "resumed", resume=True, **settings))
+    assert last_checkpoint(tmp_path / "resumed").name == last_checkpoint(tmp_path / "run").name
+    assert_same_weights(tmp_path / "run", tmp_path / "resumed")
+
+
+def test_a_guard_that_no_step_has_moved_yet_is_not_evaluated(tmp_path, rows):
+    settings = {"categories": NAMES, "eval_data": [str(rows["eval"])], "eval_strategy": "epoch"}
+    with pytest.raises(ValueError, match="not been trained yet.*leave eval_on_start out"):
+        train(arguments(rows, tmp_path / "run", eval_on_start=True, **settings))
 
 
 # -------------------------------------------------------------------------------------------------------- guard alone
@@ -498,8 +619,13 @@ def test_the_guard_alone_learns_a_new_taxonomy_from_features_that_are_computed_o
     monkeypatch.setattr(type(model), "guard_features", fail)
     train(arguments(rows, tmp_path / "second", **settings))
     assert_same_weights(tmp_path / "first", tmp_path / "second")
-    with pytest.raises(AssertionError, match="again"):  # other pixels, other features
-        train(arguments(rows, tmp_path / "third", min_pixels=20000, max_pixels=30000, **settings))
+    train(arguments(rows, tmp_path / "other_guard", seed=1, **settings))  # starts from another one: the same features
+    model.model.language_model.norm.weight.data[0] += 1
+    model.save_pretrained(tmp_path / "other_model")
+    other_model = {"model": str(tmp_path / "other_model"), "processor": "demo"}
+    for i, change in enumerate(({"min_pixels": 20000, "max_pixels": 30000}, {"max_length": 1000}, other_model)):
+        with pytest.raises(AssertionError, match="again"):
+            train(arguments(rows, tmp_path / f"other{i}", **{**settings, **change}))
 
 
 def test_the_guard_alone_needs_verdict_labels(tmp_path, rows):
@@ -513,58 +639,161 @@ def test_the_guard_alone_needs_verdict_labels(tmp_path, rows):
 # ------------------------------------------------------------------------------------------------- several processes
 
 
-FSDP2 = {
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2_5_VLDecoderLayer,Qwen2_5_VLVisionBlock",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# Plain gradient descent for all weights: AdamW would blow the rounding of gradients that are zero up to steps.
+GRADIENT_DESCENT = {"optim": "sgd", "learning_rate": 0.01, "guard_learning_rate": 0.01}
+SAVING = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+RUNS = {
+    "lora": SAVING,
+    "balanced": {**SAVING, "balanced_sampling": True, "max_steps": 10},  # an epoch has 6
+    "full": {"tuning": "full", **GRADIENT_DESCENT},
+    "guard_only": {"tuning": "guard_only", **GRADIENT_DESCENT},
+    # Batches without a picture leave the vision tower unused, and the guard but for a zero.
+    "lora_text": {"gradient_checkpointing": True},
+    "full_text": {"tuning": "full", "gradient_checkpointing": True, **GRADIENT_DESCENT},
 }
 
 
-@pytest.mark.parametrize("engine", ["DDP", "FSDP2"])
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_two_processes_end_with_the_weights_of_one(tmp_path, rows, engine, tuning):
-    # Plain gradient descent for all weights: AdamW would blow the rounding of gradients that are zero up to steps.
-    optimizer = {"optim": "sgd", "learning_rate": 0.01} if tuning == "full" else {}
-    config = write_config(tmp_path / "c.yaml", rows, tuning=tuning, guard_dropout=0.0, **optimizer)
-    run_here(config, "--output_dir", tmp_path / "one")
-    environment = FSDP2 if engine == "FSDP2" else {}
-    module = "fsdp_on_cpu" if engine == "FSDP2" else "safeqwen"
-    run(config, "--output_dir", tmp_path / "two", processes=2, module=module, **environment)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one.keys() & two.keys():  # FSDP2 writes tied embeddings twice
-        assert_close(one[name], two[name], atol=1e-5, rtol=0)
-    assert one.keys() ^ two.keys() <= {"lm_head.weight"}
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, rows):
+    """The configurations of `RUNS`, and for the last two rows of which every other is text alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = [json.loads(line) for line in rows["data"].read_text().splitlines()]
+    for row in lines:
+        row["images"] = [str(rows["data"].parent / image) for image in row["images"]]
+    texts = [{"messages": row["messages"]} for row in lines if len(row["messages"]) == 2]
+    mixed = [row for pair in zip(lines, texts) for row in pair]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    for name, settings in RUNS.items():
+        data = {"data": folder / "mixed.jsonl" if name.endswith("text") else rows["data"]}
+        write_config(folder / f"{name}.yaml", data, guard_dropout=0.0, **settings)
+    return folder
 
 
-def test_a_checkpoint_of_two_processes_is_resumed_on_one(tmp_path, rows):
-    settings = {"guard_dropout": 0.0, "save_strategy": "steps", "save_steps": 2}
-    config = write_config(tmp_path / "c.yaml", rows, **settings)
-    run_here(config, "--output_dir", tmp_path / "one")
-    run(config, "--output_dir", tmp_path / "two", processes=2)
-    for name in ("checkpoint-6", "checkpoint-7", "final"):
-        folder = tmp_path / "two" / name
-        folder.rename(tmp_path / name)
-    record = json.loads((tmp_path / "two" / "run.json").read_text())
-    (tmp_path / "two" / "run.json").write_text(json.dumps({**record, "metrics": None}))
-    run_here(config, "--output_dir", tmp_path / "two", "--resume")
-    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
-    assert not PeftModel.from_pretrained(
-        load_base(DEMO_CHECKPOINT, dtype=torch.float32), tmp_path / "two" / "final"
-    ).training
+@pytest.fixture(scope="session")
+def one(runs):
+    """Those runs, each on one process when it is asked for."""
+
+    def finished(name):
+        if not (runs / "one" / name).exists():
+            cache = ["--feature_cache", runs / "one" / "features"]
+            run_here(runs / f"{name}.yaml", "--output_dir", runs / "one" / name, *cache)
+        return runs / "one" / name
+
+    return finished
 
 
-def test_two_processes_compute_the_features_of_one(tmp_path, rows):
-    optimizer = {"optim": "sgd", "guard_learning_rate": 0.01}
-    config = write_config(tmp_path / "c.yaml", rows, tuning="guard_only", guard_dropout=0.0, **optimizer)
-    run_here(config, "--output_dir", tmp_path / "one", "--feature_cache", tmp_path / "cache_one")
-    run(config, "--output_dir", tmp_path / "two", "--feature_cache", tmp_path / "cache_two", processes=2)
-    (one,), (two,) = (tmp_path / "cache_one").iterdir(), (tmp_path / "cache_two").iterdir()
-    assert one.name == two.name
-    assert_close(load_file(one)["features"], load_file(two)["features"], atol=1e-5, rtol=1e-5)
-    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
+def launch(engine, commands, **environment):
+    """Runs `in_turn` on two processes, as a configuration in configs/accelerate/ says."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE / f"{engine}.yaml")]
+    launcher += ["--num_processes", "2"]
+    commands = json.dumps([[code, [str(word) for word in words]] for code, words in commands])
+    process = subprocess.run(
+        [sys.executable, *launcher, "-m", "in_turn", commands],
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert process.returncode == 0, process.stderr[-5000:]
+
+
+@pytest.fixture(scope="session")
+def ddp(runs, tmp_path_factory):
+    """What two processes, each with all weights, made of those runs, and of one that was killed."""
+    out, hub = runs / "ddp", tmp_path_factory.mktemp("hub")
+    snapshot = hub / "models--someone--Demo" / "snapshots" / COMMIT
+    shutil.copytree(DEMO_CHECKPOINT, snapshot)
+    (hub / "models--someone--Demo" / "refs").mkdir()
+    (hub / "models--someone--Demo" / "refs" / "tried").write_text(COMMIT)
+    on_hub = ["--model", "someone/Demo", "--model_revision", "tried", "--feature_cache", out / "features"]
+    commands = [
+        (0, ["train", runs / f"{name}.yaml", "--output_dir", out / name, *(on_hub if name == "guard_only" else [])])
+        for name in RUNS
+    ]
+    commands += [
+        (0, ["cut_off", out / "balanced", 8, out / "killed"]),  # in the middle of the second epoch
+        (0, ["train", runs / "balanced.yaml", "--output_dir", out / "killed", "--resume"]),
+        (2, ["train", runs / "lora.yaml", "--output_dir", out / "bad", "--categories", "safe", "suicide"]),
+    ]
+    launch("ddp", commands, HF_HUB_CACHE=str(hub))
+    return out
+
+
+@pytest.fixture(scope="session")
+def fsdp2(runs):
+    out, text = runs / "fsdp2", runs / "lora_text.yaml"
+    commands = [
+        (0, ["train", runs / f"{name}.yaml", "--output_dir", out / name, "--save_strategy", "no"])
+        for name in ("lora", "full")
+    ]
+    launch(
+        "fsdp2", [*commands, (2, ["train", text, "--output_dir", out / "bad", "--gradient_checkpointing", "false"])]
+    )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [*(("ddp", name) for name in RUNS), *(("fsdp2", name) for name in ("lora", "full"))]
+)
+def test_two_processes_end_with_the_weights_of_one(request, one, engine, name):
+    two = request.getfixturevalue(engine)
+    first, second = weights(one(name)), weights(two / name)
+    for key in first.keys() & second.keys():  # FSDP2 writes tied embeddings twice
+        assert_close(first[key], second[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    assert first.keys() ^ second.keys() <= ({"lm_head.weight"} if engine == "fsdp2" else set())
+
+
+def test_two_processes_compute_the_features_of_one_for_each_row_with_a_label(one, ddp):
+    (first,) = one("guard_only").parent.glob("features/*")
+    (second,) = ddp.glob("features/*")
+    assert first.name == second.name
+    first, second = load_file(first)["features"], load_file(second)["features"]
+    assert len(first) == 14 and first.isfinite().all()
+    assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_log_the_losses_of_one(one, ddp):
+    def logs(run):
+        state = json.loads((last_checkpoint(run) / "trainer_state.json").read_text())
+        return [log for log in state["log_history"] if "loss" in log]
+
+    for first, second in zip(logs(one("lora")), logs(ddp / "lora"), strict=True):
+        for name in ("loss", "lm_loss", "safety_loss", "guard_accuracy", "guard_macro_f1"):
+            assert_close(first[name], second[name], atol=1e-4, rtol=1e-4)
+
+
+def test_balanced_sampling_resumed_on_two_processes_amid_an_epoch_ends_as_if_it_had_been_left_alone(ddp):
+    assert_same_weights(ddp / "balanced", ddp / "killed")
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_on_one(tmp_path, runs, one, ddp):
+    cut_off(ddp / "lora", 4, tmp_path / "run")
+    run_here(runs / "lora.yaml", "--output_dir", tmp_path / "run", "--resume")
+    assert_same_weights(one("lora"), tmp_path / "run", tolerance=1e-5)
+    base = load_base(DEMO_CHECKPOINT, dtype=torch.float32)
+    assert not PeftModel.from_pretrained(base, tmp_path / "run" / "final").training
+
+
+def test_what_is_refused_is_refused_in_all_processes_and_leaves_the_folder_free(ddp, fsdp2):
+    # Labels that are no category; rows with and without pictures. A process that went on would wait for ever.
+    assert not (ddp / "bad" / "run.json").exists() and not (fsdp2 / "bad" / "run.json").exists()
+
+
+def test_a_model_of_the_hub_is_recorded_with_its_commit(ddp):
+    record = json.loads((ddp / "guard_only" / "run.json").read_text())
+    assert (record["base_model"], record["base_revision"]) == ("someone/Demo", COMMIT)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((TESTS.parent / "configs" / "accelerate").glob("*.yaml")), ids=lambda f: f.name
+)
+def test_the_published_configurations_of_accelerate_hold_settings_that_exist(file):
+    config = load_config_from_file(str(file))  # refuses others at the top level
+    assert config.distributed_type.value in file.stem.upper() or file.stem == "ddp"
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    nested = {**config.fsdp_config, **config.deepspeed_config}
+    assert set(nested) <= set(known)
 
 
 # ------------------------------------------------------------------------------------------------------------ command
@@ -585,6 +814,29 @@ def test_secrets_of_the_command_line_are_not_recorded(tmp_path, rows):
     assert safeqwen_cli.main(["train", str(config), *words]) == 0
     record = (tmp_path / "run" / "run.json").read_text()
     assert "hf_" not in record and "--hub_token '***' '--hub-token=***' --seed 3" in record
+    assert not (tmp_path / "run" / "final" / "training_args.bin").exists()
+
+
+def test_the_commit_that_is_recorded_is_that_of_our_own_repository_and_says_if_files_were_changed(
+    tmp_path, monkeypatch
+):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+    file = tmp_path / "training.py"
+    file.touch()
+    (tmp_path / "theirs.py").touch()
+    monkeypatch.setattr(training, "__file__", str(file))
+    git("init")
+    git("add", "theirs.py")
+    git("commit", "-m", "theirs")
+    assert training._git_commit() is None
+    git("add", "training.py")
+    git("commit", "-m", "ours")
+    assert re.fullmatch("[0-9a-f]{40}", training._git_commit())
+    file.write_text("changed")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", training._git_commit())
 
 
 def test_a_long_prompt_that_is_labelled_does_not_stop_the_run_at_a_blank_row(tmp_path, rows):
@@ -602,6 +854,9 @@ def test_a_base_that_has_changed_since_is_not_merged_into(tmp_path, rows):
     other.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="no longer those that the training started from"):
         load_run(tmp_path / "run")
+    cut_off(tmp_path / "run", 1, tmp_path / "killed")
+    with pytest.raises(ValueError, match="another run, which differs in base_sha256"):
+        train(arguments(rows, tmp_path / "killed", resume=True, **settings))
 
 
 @pytest.mark.parametrize("file", sorted((TESTS.parent / "configs").glob("*.yaml")), ids=lambda file: file.name)
@@ -629,7 +884,7 @@ def test_a_backbone_that_was_random_judges_once_it_is_trained_and_only_its_froze
     train(arguments(rows, tmp_path / "whole", muon_learning_rate=0.01, **settings))
     trained = load_base(tmp_path / "whole" / "final", dtype=torch.float32)
     assert not trained._untrained()
-    train(arguments(rows, tmp_path / "part", frozen=r"^model\.visual\.", **settings))
+    train(arguments(rows, tmp_path / "part", frozen=r"visual\.", **settings))
     part = load_base(tmp_path / "part" / "final", dtype=torch.float32)
     assert part._untrained() and all(name.startswith("model.visual.") for name in part._untrained())
     for name, parameter in part.model.visual.named_parameters():
@@ -637,8 +892,8 @@ def test_a_backbone_that_was_random_judges_once_it_is_trained_and_only_its_froze
 
 
 def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path, rows):
-    settings = {"tuning": "full", "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2}
-    train(arguments(rows, tmp_path / "alone", **settings))
+    settings = {"tuning": "full", "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 1}
+    train(arguments(rows, tmp_path / "alone", max_steps=3, **settings))
     trainer = build_trainer(rows, tmp_path / "unused", lora=False, muon_learning_rate=0.01)
     muon, adamw = trainer.create_optimizer().optimizers
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -648,13 +903,9 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
     rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
     assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
 
-    train(arguments(rows, tmp_path / "run", **settings))
-    for name in ("checkpoint-6", "checkpoint-7"):
-        (tmp_path / "run" / name / "complete").unlink()
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "metrics": None}))
-    train(arguments(rows, tmp_path / "run", resume=True, **settings))
-    assert_same_weights(tmp_path / "alone", tmp_path / "run")
+    cut_off(tmp_path / "alone", 2, tmp_path / "resumed")
+    train(arguments(rows, tmp_path / "resumed", max_steps=3, resume=True, **settings))
+    assert_same_weights(tmp_path / "alone", tmp_path / "resumed")
 
 
 @pytest.mark.parametrize(
