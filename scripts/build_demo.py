@@ -19,7 +19,9 @@ The decisions, with their numbers:
   behind it, in a model without layers of text (configs/demo_vision.yaml). Names of subjects teach faster than names of
   categories. Then it stays as it is, while the text tower and the guard learn to answer and to judge
   (configs/demo_text.yaml). A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
-  answers, against 97.3 % and 94.2 % with fewer pictures.
+  answers, against 97.3 % and 94.2 % with fewer pictures. Last, all three learn together at a third of the rates
+  (configs/demo_joint.yaml): 96.5 % of verdicts in the unseen style, where without that there were 95.2 %, and 95.0 %
+  with as many more drawings at half the rates and the vision tower as it was.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
 - One prompt in eight of the text tower's holds two pictures, with the label of its only harm and one for each picture.
@@ -27,10 +29,10 @@ The decisions, with their numbers:
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32. The held-out drawings were scored for three recipes before this one was chosen.
+  float16 file, loaded as float32. The held-out drawings were scored for six recipes before this one was chosen.
 - All drawings are square. The processor takes other shapes, but what is said about them means nothing.
 
-Same machine, same versions, same bytes, but for the build time in figures.json.
+Same machine, same versions, same bytes.
 """
 
 import argparse
@@ -42,7 +44,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 
@@ -89,11 +90,13 @@ from safeqwen.pictograms import (  # noqa: E402
 ROOT = Path(__file__).parents[1]
 HOLISAFE = TAXONOMIES["holisafe"]
 SEED = 2506
-WORK = ROOT / "build" / "demo"  # what configs/demo_vision.yaml and configs/demo_text.yaml read
+WORK = ROOT / "build" / "demo"  # where configs/demo_*.yaml read
 NUM_THREADS = 2
 NUM_VISION_DRAWINGS = 40_000
 NUM_TEXT_DRAWINGS = 34_000
-NUM_PAIRS = 5_000
+NUM_TEXT_PAIRS = 5_000
+NUM_JOINT_DRAWINGS = 16_000
+NUM_JOINT_PAIRS = 2_500
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
 IMAGE_SIDE = 112  # pixels; 16 tokens
@@ -331,18 +334,27 @@ def train_vision(processor, work):
     return {f"model.visual.{name}": tensor for name, tensor in trained.model.visual.state_dict().items()}
 
 
+def draw_prompts(work, stage, first_seed, num_drawings, num_pairs):
+    """Writes what the text tower learns from in a stage; returns the first seed that is left over."""
+    singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE_IN_TEXT)
+    write_dataset(work / stage, HOLISAFE, singles, sides=SIDES)
+    first_pair = first_seed + num_drawings
+    # A pair is safe, holds one harm or holds two.
+    pairs = plan_prompts(HOLISAFE, num_pairs, first_pair, 0.55, num_pictures=2)
+    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=SIDES)
+    return first_pair + 2 * num_pairs
+
+
 def train_text(processor, vision, work):
-    """Teaches text tower and guard the answer and the verdict, on what the vision tower sees; returns the model."""
-    first_pair = NUM_VISION_DRAWINGS + NUM_TEXT_DRAWINGS
-    singles = plan_prompts(HOLISAFE, NUM_TEXT_DRAWINGS, NUM_VISION_DRAWINGS, SAFE_SHARE_IN_TEXT)
-    write_dataset(work / "text", HOLISAFE, singles, sides=SIDES)
-    pairs = plan_prompts(HOLISAFE, NUM_PAIRS, first_pair, 0.55, num_pictures=2)
-    write_dataset(work / "pairs", HOLISAFE, pairs, sides=SIDES)
+    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already."""
     model = build_model(processor.tokenizer)
     model.load_state_dict(vision, strict=False)
     model.save_pretrained(work / "text_base")
     processor.save_pretrained(work / "text_base")
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("text", work), dtype=torch.float32)
+    first_seed = draw_prompts(work, "text", NUM_VISION_DRAWINGS, NUM_TEXT_DRAWINGS, NUM_TEXT_PAIRS)
+    run("text", work)
+    draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
 
 
 def held_out(num_drawings, first_seed=FIRST_HELD_OUT_SEED):
@@ -516,7 +528,6 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "safeqwen" / "demo", help="folder")
     args = parser.parse_args(argv)
 
-    started = time.monotonic()
     torch.set_num_threads(NUM_THREADS)
 
     processor = build_processor()
@@ -529,22 +540,27 @@ def main(argv=None):
     model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
     figures = evaluate(model, processor)
     num_parameters = sum(p.numel() for p in model.parameters())
-    num_drawings = NUM_VISION_DRAWINGS + NUM_TEXT_DRAWINGS + 2 * NUM_PAIRS
+    num_drawings = {
+        "vision": NUM_VISION_DRAWINGS,
+        "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
+        "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
+    }
     figures["training"] = {
-        "vision_drawings": NUM_VISION_DRAWINGS,
-        "text_drawings": num_drawings - NUM_VISION_DRAWINGS,
-        "training_seeds": [0, num_drawings - 1],
+        "drawings": num_drawings,
+        "training_seeds": [0, sum(num_drawings.values()) - 1],
         "first_held_out_seed": FIRST_HELD_OUT_SEED,
     }
     card = CARD.format(
-        parameters=num_parameters, num_drawings=num_drawings, held_out=figures["verdict_held_out_style"], **figures
+        parameters=num_parameters,
+        num_drawings=sum(num_drawings.values()),
+        held_out=figures["verdict_held_out_style"],
+        **figures,
     )
     (args.out / "README.md").write_text(card)
     figures["build"] = {
         "parameters": num_parameters,
         "weights_bytes": (args.out / "model.safetensors").stat().st_size,
         "folder_bytes_without_this_file": sum(file.stat().st_size for file in args.out.iterdir()),
-        "seconds_with_evaluation": round(time.monotonic() - started),
         "threads": NUM_THREADS,
         "python": platform.python_version(),
         "torch": torch.__version__,
