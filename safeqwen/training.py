@@ -236,6 +236,11 @@ class SafetyTrainingArguments(TrainingArguments):
             raise ValueError("label_smoothing_factor would replace both losses; leave it out")
 
     @property
+    def device(self):
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device  # torch.load, to resume, knows no "cpu:0"
+
+    @property
     def rows_per_step(self):
         """`int`: over all processes and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -105,10 +104,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]),
 }
-
-
-def command(config, *words):
-    return {"args": [sys.executable, "-m", "safeqwen", "train", str(config), *map(str, words)], "env": ENVIRONMENT}
 
 
 def run_here(config, *words):
@@ -484,26 +479,33 @@ def test_the_last_checkpoint_is_the_one_of_the_most_steps_of_those_that_are_whol
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_left_alone(tmp_path, rows):
-    settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0.1}
+KILLED = """
+import os, signal, sys, torch
+from safeqwen_cli import main
+
+def save_or_die(value, file, *args, **kwargs):
+    if str(file).endswith(os.path.join("checkpoint-4", "scheduler.pt")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(value, file, *args, **kwargs)
+
+save, torch.save = torch.save, save_or_die
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_while_it_wrote_a_checkpoint_and_resumed_ends_with_the_weights_of_one_left_alone(tmp_path, rows):
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0.1}
     config = write_config(tmp_path / "c.yaml", rows, **settings)
     run_here(config, "--output_dir", tmp_path / "alone")
-    killed = tmp_path / "killed"
-    with subprocess.Popen(
-        **command(config, "--output_dir", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        while last_checkpoint(killed) is None:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not (killed / "final").exists()
-    # As if it had been killed while it wrote the next one, too.
-    partial = killed / "checkpoint-11"
-    partial.mkdir()
-    (partial / "trainer_state.json").write_text("{")
-    run_here(config, "--output_dir", killed, "--resume")
-    assert_same_weights(tmp_path / "alone", killed)
-    assert not partial.exists()
+    words = ["train", config, "--output_dir", tmp_path / "killed"]
+    process = subprocess.run([sys.executable, "-c", KILLED, *words], env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]
+    partial = tmp_path / "killed" / "checkpoint-4"
+    assert list(partial.iterdir()) and last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
+    (partial / "half").touch()
+    run_here(config, "--output_dir", tmp_path / "killed", "--resume")
+    assert_same_weights(tmp_path / "alone", tmp_path / "killed")
+    assert not (partial / "half").exists()  # it was written anew
 
 
 @pytest.mark.parametrize("file", ["scheduler.pt", "complete"])
@@ -802,7 +804,8 @@ def test_the_published_configurations_of_accelerate_hold_settings_that_exist(fil
 def test_the_command_lists_every_bad_row_and_starts_nothing(tmp_path, rows):
     bad = write_rows(tmp_path / "bad", 3, 0, safety_label="knife")
     config = write_config(tmp_path / "c.yaml", {"data": bad}, output_dir=str(tmp_path / "run"))
-    process = subprocess.run(**command(config), capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-m", "safeqwen", "train", config]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 2 and process.stderr.count("label 'knife' is no category") == 3
     assert "data.jsonl, row 3" in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
