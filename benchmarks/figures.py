@@ -48,6 +48,10 @@ class Figure:
         other = self.workload if self.against_workload is None else self.against_workload
         return {"ours": (self.ours, self.workload), "theirs": (self.theirs, other)}
 
+    def labels(self, what=None):
+        """The first three cells of its row."""
+        return self.name if what is None else f"{self.name}, {what}", self.against, str(self.workload)
+
     def shrunk(self):
         other = self.against_workload
         return replace(
@@ -95,9 +99,7 @@ def judge_then_answer(models, inputs, workload):
 
 def stop_flagged(models, inputs, workload):
     """With a threshold of 0 every prompt is flagged."""
-    return models.guarded.generate(
-        **inputs, max_new_tokens=workload.new_tokens, do_sample=False, safety_threshold=0.0
-    )
+    return models.guarded.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False, safety_threshold=0.0)
 
 
 def _length(workload):

@@ -172,6 +172,16 @@ class Workload:
             new_tokens=min(self.new_tokens, 4),
         )
 
+    def __str__(self):
+        parts = [f"{self.picture_tokens:,} picture tokens"]
+        if self.pictures > 1:
+            parts[0] = f"{self.pictures} x {parts[0]}"
+        if self.prompts > 1:
+            parts.insert(0, f"{self.prompts} prompts")
+        if self.new_tokens:
+            parts.append(f"{self.new_tokens} new tokens")
+        return ", ".join(parts)
+
 
 def build_inputs(workload, device="cpu", dtype=torch.float32):
     """What a processor returns for random pictures and words: a `dict` of tensors."""
