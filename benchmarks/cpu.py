@@ -1,4 +1,4 @@
-"""The suite for a CPU: every figure on the mid model, those of the model itself on the demo too, and how cost grows."""
+"""The suite for a CPU: every figure at the mid size, those of the model itself on the demo too, and how cost grows."""
 
 import tempfile
 
@@ -37,13 +37,13 @@ def run(wanted, dry=False):
             figure = figure.shrunk() if dry else figure
             # The demo takes milliseconds where the mid model takes seconds.
             settings = quick or {"seconds": 20.0 if shape == "mid" else 8.0}
-            rows.append(make_row(*figure.labels(), shape, figure.time_bar, measure_time(figure, models, **settings)))
+            rows.append(figure.make_row(shape, measure_time(figure, models, **settings)))
             if figure.memory_bar is not None:
                 peaks = {side: measure_in_child(key, side, shape, shrink=dry) for side in ("ours", "theirs")}
                 peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
-                rows.append(make_row(*figure.labels("peak memory"), shape, figure.memory_bar, peaks))
+                rows.append(figure.make_row(shape, peaks, "peak memory"))
         if shape == shapes[0] and wanted("growth"):
-            growth = measure_growth(models, num_runs=1 if dry else 3, shrink=dry)
+            growth = measure_growth(models, **({"num_runs": 1, "num_warmups": 0, "shrink": True} if dry else {}))
         del models
 
     shape = shapes[0]

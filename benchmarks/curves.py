@@ -1,4 +1,4 @@
-"""How cost grows with the batch, the size of a picture and the number of pictures, of `guard()` and of stock's forward."""
+"""How the cost of `guard()` and of stock's forward grows with the batch, the size of a picture and their number."""
 
 import statistics
 
@@ -19,7 +19,7 @@ WAYS = {"guard()": guard, "stock forward": stock_forward}
 
 
 @torch.no_grad()
-def measure_growth(models, num_runs=3, shrink=False):
+def measure_growth(models, num_runs=3, num_warmups=1, shrink=False):
     """
     Median seconds over each sweep, and the exponent k of seconds = c * size**k.
 
@@ -29,15 +29,15 @@ def measure_growth(models, num_runs=3, shrink=False):
     growth = {}
     for sweep, workloads in SWEEPS.items():
         if shrink:
-            workloads = [Workload(**{"picture_tokens": 16, sweep: n}) for n in (4, 8, 16)]
+            workloads = [Workload(**{"picture_tokens": 16, sweep: n}) for n in (4, 8)]
         sizes = [getattr(workload, sweep) for workload in workloads]
         runs = {(way, size): [] for way in WAYS for size in sizes}
-        for i in range(num_runs + 1):  # one to warm up
+        for i in range(num_warmups + num_runs):
             for workload, size in zip(workloads, sizes):
                 inputs = build_inputs(workload, models.device, models.guarded.dtype)
                 for way, function in WAYS.items():
                     seconds = timed(lambda _: function(models, inputs, workload))  # noqa: B023
-                    if i:
+                    if i >= num_warmups:
                         runs[way, size].append(seconds)
         growth[sweep] = {"sizes": sizes}
         for way in WAYS:

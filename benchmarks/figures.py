@@ -1,8 +1,8 @@
 """
 The figures: each a way to get a verdict, and what it is measured against.
 
-A figure is a pair of functions of (models, inputs, workload). The same pair is timed in turns and, for the peak memory,
-run once in a process of its own ([`benchmarks.memory`]).
+A figure is a pair of functions of (models, inputs, workload). The same pair is timed in turns and, for the peak
+memory, run once in a process of its own ([`benchmarks.memory`]).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.measure import interleave, peak_memory, summarize
 from benchmarks.models import Workload, build_inputs
+from benchmarks.report import make_row
 
 
 NUM_HARMS = 19
@@ -30,6 +31,7 @@ class Figure:
         name, against (`str`): what these are.
         workload, against_workload (`Workload`): what they are run on; the second is the first, if not given.
         time_bar, memory_bar (`float`): what the ratios must not exceed; without a bar memory is not measured.
+        judged_on (`str`): the one size that the bars are for, if not for all.
         num_pairs (`int`): at least.
     """
 
@@ -41,6 +43,7 @@ class Figure:
     against_workload: Workload | None = None
     time_bar: float | None = None
     memory_bar: float | None = None
+    judged_on: str | None = None
     num_pairs: int = 15
 
     def sides(self):
@@ -48,9 +51,11 @@ class Figure:
         other = self.workload if self.against_workload is None else self.against_workload
         return {"ours": (self.ours, self.workload), "theirs": (self.theirs, other)}
 
-    def labels(self, what=None):
-        """The first three cells of its row."""
-        return self.name if what is None else f"{self.name}, {what}", self.against, str(self.workload)
+    def make_row(self, model, measured, what="time"):
+        """The row of its time or its "peak memory"."""
+        name, bar = (self.name, self.time_bar) if what == "time" else (f"{self.name}, {what}", self.memory_bar)
+        judged = self.judged_on in (None, model)
+        return make_row(name, self.against, str(self.workload), model, bar, measured, judged=judged)
 
     def shrunk(self):
         other = self.against_workload
@@ -142,6 +147,7 @@ FIGURES = {
         Workload(prompts=4),
         time_bar=0.75,
         memory_bar=0.28,
+        judged_on="mid",
     ),
     "words": Figure(
         "`guard()` with 500 words after the picture",
@@ -172,7 +178,7 @@ FIGURES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------- measuring them
+# ------------------------------------------------------------------------------------------------------ measuring them
 
 
 @torch.no_grad()

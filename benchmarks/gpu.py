@@ -1,9 +1,10 @@
-"""What a GPU makes of it: pictures and tokens a second, peak memory and the distance to the roof, setting by setting."""
+"""The suite for a GPU: the figures at 7B, and speed, peak memory and the distance to the roof by setting."""
 
 import gc
 import statistics
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.curves import measure_growth
 from benchmarks.figures import FIGURES, answer_with_verdict, forward, guard, measure_memory, measure_time
 from benchmarks.measure import peak_memory, timed
-from benchmarks.models import Models, Workload, build_inputs, build_models
-from benchmarks.report import make_row
+from benchmarks.models import Models, Workload, build_inputs, build_models, build_random
+from safeqwen import SafeQwen2_5_VLForConditionalGeneration
 
 
 # Dense bfloat16 TFLOP/s from NVIDIA's data sheets; the first name that the card's contains.
@@ -86,20 +87,20 @@ def run(wanted, dry=False):
         if not wanted(key):
             continue
         figure = figure.shrunk() if dry else figure
-        rows.append(make_row(*figure.labels(), shape, figure.time_bar, measure_time(figure, models, **quick)))
+        rows.append(figure.make_row(shape, measure_time(figure, models, **quick)))
         if figure.memory_bar is not None:
             peaks = {side: measure_memory(figure, models, side) for side in ("ours", "theirs")}
             peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
-            rows.append(make_row(*figure.labels("peak memory"), shape, figure.memory_bar, peaks))
+            rows.append(figure.make_row(shape, peaks, "peak memory"))
     if wanted("growth"):
-        growth = measure_growth(models, num_runs=1 if dry else 5, shrink=dry)
+        growth = measure_growth(models, **({"num_runs": 1, "num_warmups": 0, "shrink": True} if dry else {}))
     del models
     if wanted("throughput"):
-        throughput = measure_throughput(shape, device, num_runs=2 if dry else 10, dry=dry)
+        throughput = measure_throughput(shape, device, dry)
     return {"figures": rows, "growth": growth, "throughput": throughput}
 
 
-def measure_throughput(shape, device, num_runs=10, dry=False):
+def measure_throughput(shape, device, dry=False):
     """
     Measures each way under each setting.
 
@@ -110,30 +111,31 @@ def measure_throughput(shape, device, num_runs=10, dry=False):
     models = build_models(shape, device=device, dtype=torch.bfloat16)
     ways = {name: (way, work.shrunk() if dry else work) for name, (way, work) in WAYS.items()}
     flops = {name: count_flops(models, *way) for name, way in ways.items()}
+    num_warmups, num_runs = (1, 2) if dry else (3, 10)
     rows = []
+    del models
     with tempfile.TemporaryDirectory() as folder:
-        models.guarded.save_pretrained(folder)
-        del models
         for setting in list_settings():
-            rows += measure_setting(setting, shape, device, folder, ways, flops, num_runs, dry)
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.compiler.reset()
-    return rows
-
-
-def measure_setting(setting, shape, device, folder, ways, flops, num_runs, dry):
-    rows, models = [], None
-    for name, way in ways.items():
-        row = {"setting": str(setting), "way": name}
-        try:
-            if models is None:
+            _clear()
+            name = None
+            try:
                 models = prepare(setting, shape, device, folder, backend="eager" if dry else "inductor")
-            row |= measure_way(models, *way, flops[name], num_runs)
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-        rows.append(row)
+                for name, way in ways.items():
+                    measured = measure_way(models, *way, flops[name], num_warmups, num_runs)
+                    rows.append({"setting": str(setting), "way": name, **measured})
+            except Exception as error:
+                message = " ".join(str(error).split())
+                rows.append(
+                    {"setting": str(setting), "way": name, "error": f"{type(error).__name__}: {message}"[:200]}
+                )
+            models = None
     return rows
+
+
+def _clear():
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
 
 
 def prepare(setting, shape, device, folder, backend):
@@ -141,12 +143,16 @@ def prepare(setting, shape, device, folder, backend):
     if setting.quantization is None:
         models = build_models(shape, device=device, dtype=setting.dtype, attention=setting.attention)
     else:
-        from safeqwen import load
-
-        config = quantization_config(setting.quantization)
-        # Only ours: what is compared here are settings.
-        models = Models(load(folder, device=device, dtype=setting.dtype, quantization_config=config)[0], None)
-    if setting.compiled:  # the tower's windows make it recompile for every shape of picture
+        if not any(Path(folder).iterdir()):
+            build_random(shape, device, setting.dtype).save_pretrained(folder)
+        guarded = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder,
+            device_map={"": device},
+            dtype=setting.dtype,
+            quantization_config=quantization_config(setting.quantization),
+        )
+        models = Models(guarded.eval(), stock=None)
+    if setting.compiled:  # not the vision tower, whose windows are cut anew for every shape of picture
         models.guarded.model.language_model.compile(backend=backend)
     return models
 
@@ -164,13 +170,13 @@ def quantization_config(name):
 
 
 @torch.no_grad()
-def measure_way(models, way, workload, flops, num_runs):
+def measure_way(models, way, workload, flops, num_warmups, num_runs):
     inputs = build_inputs(workload, models.device, models.guarded.img_safety_head.mlp[0].weight.dtype)
 
     def run(_=0):
         way(models, inputs, workload)
 
-    for _ in range(3):
+    for _ in range(num_warmups):
         run()
     peak = peak_memory(run, models.device.type)
     seconds = statistics.median(timed(run) for _ in range(num_runs))

@@ -67,7 +67,8 @@ def summarize(pairs):
     """
     `[(ours, theirs), ...]` -> the median of their ratios and its quartiles, as numpy's, and the median seconds.
 
-    `[(1, 2), (3, 4), (4, 4)]` -> `{"ratio": 0.75, "quartiles": [0.625, 0.875], "num_pairs": 3, "ours": 3, "theirs": 4}`
+    `[(1, 2), (3, 4), (4, 4)]` ->
+    `{"ratio": 0.75, "quartiles": [0.625, 0.875], "num_pairs": 3, "ours": 3, "theirs": 4}`
     """
     ratios = [first / second for first, second in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")

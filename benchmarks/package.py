@@ -9,6 +9,8 @@ import torch
 
 from benchmarks.measure import interleave, process_seconds, summarize, timed
 from benchmarks.models import Workload, build_inputs, build_models, build_processor
+from safeqwen import SafetyPipeline, read_image
+from safeqwen.prompt import chat_prompt
 
 
 BATCH_SIZE, NUM_WORKERS, MAX_PICTURE_TOKENS = 4, 2, 256
@@ -46,8 +48,6 @@ def measure_pipeline(shape, paths, num_chunks=15):
     Both take the pictures chunk by chunk in turns, each chunk in batches of similar size: every file is judged once by
     each, and a ratio compares the same pictures.
     """
-    from safeqwen import SafetyPipeline
-
     model, processor = build_models(shape).guarded, build_processor(MAX_PICTURE_TOKENS)
     judge = SafetyPipeline(model=model, processor=processor)
     chunks = [paths[i::num_chunks] for i in range(num_chunks)]
@@ -57,7 +57,7 @@ def measure_pipeline(shape, paths, num_chunks=15):
         assert not any("error" in verdict for verdict in verdicts)
 
     def judge_tensors(i):
-        batches = _ready_batches(judge, chunks[i])
+        batches = _ready_batches(processor, chunks[i])
         return timed(lambda _: [model.guard(**batch) for batch in batches])
 
     with torch.no_grad():
@@ -66,26 +66,15 @@ def measure_pipeline(shape, paths, num_chunks=15):
     return {**summarize(pairs), "pictures_per_s": len(paths) / files_s, "guard_pictures_per_s": len(paths) / tensors_s}
 
 
-def _ready_batches(judge, paths):
+def _ready_batches(processor, paths):
     """What `guard` takes, for pictures of similar size together."""
-    pictures = sorted((judge.preprocess(path) for path in paths), key=lambda made: len(made["pixel_values"]))
+    pictures = sorted((read_image(path)[0] for path in paths), key=lambda picture: picture.width * picture.height)
     batches = []
     for i in range(0, len(pictures), BATCH_SIZE):
         batch = pictures[i : i + BATCH_SIZE]
-        rows = [
-            [*judge._before, *[judge.model.config.image_token_id] * (len(made["pixel_values"]) // 4), *judge._after]
-            for made in batch
-        ]
-        ids = [torch.tensor(row) for row in rows]
-        masks = [torch.ones_like(row) for row in ids]
-        batches.append(
-            {
-                "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
-                "attention_mask": torch.nn.utils.rnn.pad_sequence(masks, batch_first=True),
-                "pixel_values": torch.cat([made["pixel_values"] for made in batch]),
-                "image_grid_thw": torch.cat([made["image_grid_thw"] for made in batch]),
-            }
-        )
+        prompts = [chat_prompt(processor, num_images=1)] * len(batch)
+        settings = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        batches.append(dict(processor(text=prompts, images=batch, **settings)))
     return batches
 
 

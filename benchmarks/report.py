@@ -6,7 +6,7 @@ import re
 MARKS = ("<!-- benchmarks: start -->", "<!-- benchmarks: end -->")
 
 
-def make_row(figure, against, on, model, bar, measured, *, at_least=False, unit=""):
+def make_row(figure, against, on, model, bar, measured, *, at_least=False, unit="", judged=True):
     """
     A figure's row.
 
@@ -14,9 +14,10 @@ def make_row(figure, against, on, model, bar, measured, *, at_least=False, unit=
         figure, against, on, model (`str`): what was measured, compared with what, at which work, by which model.
         bar (`float`): what the value must not exceed, or must reach if `at_least`.
         measured (`dict`): "ratio", the value, in `unit`, and what else is worth keeping: "quartiles", seconds.
+        judged (`bool`): whether the bar is one for this model.
     """
     value = measured["ratio"]
-    met = value >= bar if at_least else value <= bar
+    met = (value >= bar if at_least else value <= bar) if judged else None
     labels = {"figure": figure, "against": against, "on": on, "model": model}
     return {**labels, "value": value, "unit": unit, "bar": bar, "at_least": at_least, "met": met, **measured}
 
@@ -54,7 +55,7 @@ def cell(row):
     if "quartiles" in row:
         low, high = row["quartiles"]
         text += f" ({number(low)}-{number(high)})"
-    return text if row["met"] else f"{text} missed"
+    return f"{text} missed" if row["met"] is False else text
 
 
 def throughput_table(rows):
@@ -64,7 +65,7 @@ def throughput_table(rows):
     ]
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['setting']} | {row['way']} | {row['error'].replace('|', '/')} | | | | | |")
+            lines.append(f"| {row['setting']} | {row['way'] or ''} | {row['error'].replace('|', '/')} | | | | | |")
             continue
         roof = "" if row["roof_share"] is None else f"{row['roof_share']:.0%}"
         lines.append(
