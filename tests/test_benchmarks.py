@@ -137,7 +137,8 @@ def test_the_peak_is_what_was_in_use_at_once():
         for _ in range(4):
             torch.ones(2**24)  # 64 MiB each, one at a time
 
-    assert 64 * 2**20 <= peak_memory(use, "cpu") < 80 * 2**20
+    # The kernel counts pages in batches, a few hundred kB at a time.
+    assert abs(peak_memory(use, "cpu") - 64 * 2**20) < 4 * 2**20
 
 
 def test_a_process_of_its_own_finds_at_least_the_cards_logits():
