@@ -1,0 +1,68 @@
+"""The suite for a CPU: every figure at the mid size, those of the model itself on the demo too, and how cost grows."""
+
+import tempfile
+
+from benchmarks import package
+from benchmarks.curves import measure_growth
+from benchmarks.figures import FIGURES, measure_time
+from benchmarks.memory import measure_in_child
+from benchmarks.models import Workload, build_models
+from benchmarks.report import make_row
+
+
+NUM_PICTURES = 300
+
+
+def run(wanted, dry=False):
+    """
+    Measures what is wanted.
+
+    Args:
+        wanted (`Callable`): whether to measure a key of `FIGURES`, "growth", "pipeline", "training", "import" or
+            "help"; it is asked when its turn has come.
+        dry (`bool`): a tiny model on small workloads.
+
+    Returns:
+        `dict`: "figures", a list of rows as [`make_row`] returns them; "growth", as [`measure_growth`] does.
+    """
+    shapes = ["tiny"] if dry else ["mid", "demo"]
+    quick = {"num_pairs": 2, "seconds": 0.0, "num_warmups": 1} if dry else {}
+    rows, growth = [], None
+
+    for shape in shapes:
+        models = build_models(shape)
+        for key, figure in FIGURES.items():
+            if not wanted(key):
+                continue
+            figure = figure.shrunk() if dry else figure
+            # The demo takes milliseconds where the mid model takes seconds.
+            settings = quick or {"seconds": 20.0 if shape == "mid" else 8.0}
+            rows.append(figure.make_row(shape, measure_time(figure, models, **settings)))
+            if figure.memory_bar is not None:
+                peaks = {side: measure_in_child(key, side, shape, shrink=dry) for side in ("ours", "theirs")}
+                peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
+                rows.append(figure.make_row(shape, peaks, "peak memory"))
+        if shape == shapes[0] and wanted("growth"):
+            growth = measure_growth(models, **({"num_runs": 1, "num_warmups": 0, "shrink": True} if dry else {}))
+        del models
+
+    shape = shapes[0]
+    if wanted("pipeline"):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = package.write_pictures(folder, 8 if dry else NUM_PICTURES, longest=200 if dry else 1600)
+            measured = package.measure_pipeline(shape, paths, num_chunks=2 if dry else 15)
+        labels = ('`pipeline("image-safety")`, pictures/s', "`guard()` on ready tensors", f"{len(paths)} files")
+        rows.append(make_row(*labels, shape, 0.80, measured, at_least=True))
+    if wanted("training"):
+        workload = Workload(prompts=2, words_after=60)
+        measured = package.measure_training(shape, workload.shrunk() if dry else workload, **quick)
+        labels = ("training step with both losses", "stock's, LM loss alone, same LoRA", str(workload))
+        rows.append(make_row(*labels, shape, 1.02, measured))
+    if wanted("import"):
+        measured = package.measure_import(**{"num_pairs": 15, "seconds": 0.0, **quick})
+        labels = ("`import safeqwen`, CPU time", "importing stock's classes", "a process each")
+        rows.append(make_row(*labels, shape, 1.05, measured))
+    if wanted("help"):
+        measured = package.measure_help(num_runs=2 if dry else 15)
+        rows.append(make_row("`safeqwen --help`", "", "a process", shape, 0.5, measured, unit=" s"))
+    return {"figures": rows, "growth": growth}

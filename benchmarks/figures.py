@@ -1,0 +1,203 @@
+"""
+The figures: each a way to get a verdict, and what it is measured against.
+
+A figure is a pair of functions of (models, inputs, workload). The same pair is timed in turns and, for the peak
+memory, run once in a process of its own ([`benchmarks.memory`]).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from benchmarks.measure import interleave, peak_memory, summarize
+from benchmarks.models import Workload, build_inputs
+from benchmarks.report import make_row
+
+
+NUM_HARMS = 19
+# ShieldGemma 2 asks "Does this image violate this policy?" about each policy, of 60 to 90 words.
+POLICY_TOKENS = 100
+WORDS_500 = 650  # tokens, at 1.3 a word
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    One row of the table.
+
+    Args:
+        ours, theirs (`Callable`): of (models, inputs, workload).
+        name, against (`str`): what these are.
+        workload, against_workload (`Workload`): what they are run on; the second is the first, if not given.
+        time_bar, memory_bar (`float`): what the ratios must not exceed; without a bar memory is not measured.
+        judged_on (`str`): the one size that the bars are for, if not for all.
+        num_pairs (`int`): at least.
+    """
+
+    name: str
+    against: str
+    ours: Callable
+    theirs: Callable
+    workload: Workload
+    against_workload: Workload | None = None
+    time_bar: float | None = None
+    memory_bar: float | None = None
+    judged_on: str | None = None
+    num_pairs: int = 15
+
+    def sides(self):
+        """`{"ours": (function, workload), "theirs": (function, workload)}`."""
+        other = self.workload if self.against_workload is None else self.against_workload
+        return {"ours": (self.ours, self.workload), "theirs": (self.theirs, other)}
+
+    def make_row(self, model, measured, what="time"):
+        """The row of its time or its "peak memory"."""
+        name, bar = (self.name, self.time_bar) if what == "time" else (f"{self.name}, {what}", self.memory_bar)
+        judged = self.judged_on in (None, model)
+        return make_row(name, self.against, str(self.workload), model, bar, measured, judged=judged)
+
+    def shrunk(self):
+        other = self.against_workload
+        return replace(
+            self, workload=self.workload.shrunk(), against_workload=None if other is None else other.shrunk()
+        )
+
+
+# --------------------------------------------------------------------------------------------- ways to get a verdict
+
+
+def forward(models, inputs, workload):
+    return models.guarded(**inputs, do_safety=True, logits_to_keep=1)
+
+
+def stock_forward(models, inputs, workload):
+    return models.stock(**inputs, logits_to_keep=1)
+
+
+def card_forward(models, inputs, workload):
+    """What the released model's card does for a verdict: the logits and hidden states of all tokens, and a cache."""
+    return models.guarded(**inputs, do_safety=True, output_hidden_states=True)
+
+
+def guard(models, inputs, workload):
+    return models.guarded.guard(**inputs)
+
+
+def ask_about_each_harm(models, inputs, workload):
+    """Yes or no, of the next token's logits: a prompt a harm."""
+    return models.stock(**inputs, logits_to_keep=1).logits[:, -1, :2].softmax(dim=-1)
+
+
+def answer(models, inputs, workload):
+    return models.stock.generate(**inputs, **_length(workload))
+
+
+def answer_with_verdict(models, inputs, workload):
+    return models.guarded.generate(**inputs, **_length(workload), do_safety=True, return_dict_in_generate=True)
+
+
+def judge_then_answer(models, inputs, workload):
+    card_forward(models, inputs, workload)
+    return answer(models, inputs, workload)
+
+
+def stop_flagged(models, inputs, workload):
+    """With a threshold of 0 every prompt is flagged."""
+    return models.guarded.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False, safety_threshold=0.0)
+
+
+def _length(workload):
+    return {"max_new_tokens": workload.new_tokens, "min_new_tokens": workload.new_tokens, "do_sample": False}
+
+
+FIGURES = {
+    "forward": Figure(
+        "forward with verdict",
+        "stock Qwen2.5-VL's forward",
+        forward,
+        stock_forward,
+        Workload(picture_tokens=1024),
+        time_bar=1.01,
+        memory_bar=1.01,
+        num_pairs=25,
+    ),
+    "answer": Figure(
+        "answer and verdict in one `generate`",
+        "the card's forward, then `generate`",
+        answer_with_verdict,
+        judge_then_answer,
+        Workload(picture_tokens=1024, new_tokens=16),
+        time_bar=0.65,
+    ),
+    "generate": Figure(
+        "`generate` with verdict",
+        "stock `generate`",
+        answer_with_verdict,
+        answer,
+        Workload(new_tokens=64),
+        time_bar=1.01,
+        num_pairs=25,
+    ),
+    "guard": Figure(
+        "`guard()`",
+        "the card's forward",
+        guard,
+        card_forward,
+        Workload(prompts=4),
+        time_bar=0.75,
+        memory_bar=0.28,
+        judged_on="mid",
+    ),
+    "words": Figure(
+        "`guard()` with 500 words after the picture",
+        "the same without",
+        guard,
+        guard,
+        Workload(words_after=WORDS_500),
+        Workload(),
+        time_bar=1.02,
+    ),
+    "harms": Figure(
+        f"one forward for {NUM_HARMS} harms",
+        "a yes-no prompt a harm, batched",
+        forward,
+        ask_about_each_harm,
+        Workload(),
+        Workload(prompts=NUM_HARMS, words_after=POLICY_TOKENS),
+        time_bar=0.10,
+    ),
+    "flagged": Figure(
+        "flagged at the prefill",
+        "a refusal of 64 tokens",
+        stop_flagged,
+        answer,
+        Workload(new_tokens=64),
+        time_bar=0.35,
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ measuring them
+
+
+@torch.no_grad()
+def measure_time(figure, models, **settings):
+    """What [`summarize`] returns of a figure's two ways, run in turns. Settings are those of [`interleave`]."""
+    runs = [_prepare(models, *side) for side in figure.sides().values()]
+    return summarize(interleave(*runs, **{"num_pairs": figure.num_pairs, **settings}))
+
+
+def _prepare(models, function, workload):
+    inputs = build_inputs(workload, models.device, models.guarded.dtype)
+    return lambda _: function(models, inputs, workload)
+
+
+@torch.no_grad()
+def measure_memory(figure, models, side):
+    """Bytes that one of a figure's ways needs over the weights, at their highest."""
+    function, workload = figure.sides()[side]
+    # Threads, libraries and caches of the first call are nobody's; the real one is to be the first of its size.
+    _prepare(models, function, workload.shrunk())(0)
+    run = _prepare(models, function, workload)
+    return peak_memory(lambda: run(0), models.device.type)
