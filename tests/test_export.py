@@ -422,7 +422,7 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):
     assert export(run, out) == out and (out / "README.md").exists()
 
 
-@pytest.mark.parametrize("failing", ["save_processor", "_write_json"])
+@pytest.mark.parametrize("failing", ["save_processor", "write_json"])
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
 def test_what_fails_half_way_leaves_nothing(run, tmp_path, monkeypatch, failing, error):
     def fail(*args):
