@@ -659,7 +659,7 @@ def launch(engine, commands, **environment):
         env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr[-5000:]
 
