@@ -204,6 +204,12 @@ class SafetyTrainingArguments(TrainingArguments):
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(str, valid))
                 raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        for name in ("per_device_train_batch_size", "global_batch_size", "lora_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("guard_dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         rates = ["guard_learning_rate"] if self.tuning == "guard_only" else ["learning_rate", "guard_learning_rate"]
         for name in rates:
             if not 0 < getattr(self, name) < float("inf"):
