@@ -185,8 +185,8 @@ class SafetyTrainingArguments(TrainingArguments):
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = self.restore_callback_states_from_checkpoint = True
-        if self.tuning == "full" and self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = True  # of the vision tower in a batch without pictures
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = self.tuning == "full"  # the vision tower, in a batch without pictures
         super().__post_init__()
         if self.parallel_mode.name == "NOT_DISTRIBUTED":
             self._n_gpu = min(self._n_gpu, 1)  # Qwen2.5-VL does not run in DataParallel; torchrun uses all GPUs
