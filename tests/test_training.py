@@ -141,7 +141,9 @@ def build_trainer(rows, output, names=None, lora=True, **settings):
 
 def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_as_yaml_reads_text(tmp_path, rows):
     file = write_config(tmp_path / "c.yaml", rows, output_dir=str(tmp_path / "run"), learning_rate="1e-5")
+    file.write_text(file.read_text().replace("'no'", "no"))  # which YAML reads as false
     args = read_config(file, ["--guard-learning-rate", "3e-4", "--lora_rank=8", "--balanced_sampling"])
+    assert args.save_strategy == "no" and args.use_cpu is True and args.report_to == []
     assert (args.learning_rate, args.guard_learning_rate, args.lora_rank) == (1e-5, 3e-4, 8)
     assert args.balanced_sampling and args.data == [str(rows["data"])]
     assert args.gradient_accumulation_steps == 2  # 4 rows in twos
@@ -153,6 +155,8 @@ def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_
         ({"learning_rte": 1}, [], "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
         ({}, ["--gard_learning_rate", "1"], "'gard_learning_rate'; did you mean 'guard_learning_rate'"),
         ({}, ["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ({"lora_rank": 8.5}, [], "invalid int value: '8.5'"),
+        ({"seed": [1, 2]}, [], r"not used.*\['2'\]"),
         ({"tuning": "LoRa"}, [], "tuning must be one of lora, full, guard_only, got 'LoRa'"),
         ({"learning_rate": 0}, [], "learning_rate is 0.*above 0"),
         ({"guard_learning_rate": 0.0}, [], "guard_learning_rate is 0.0.*above 0"),
@@ -550,14 +554,13 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
     state = json.loads((last_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
     losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
     assert len(losses) < 30 and min(losses) == losses[-3] == metrics["eval_loss"]
-    # Resumed with one evaluation of patience left, and room for the best checkpoint only.
-    cut_off(tmp_path / "run", len(losses) - 1, tmp_path / "killed")
+    # Moved, and resumed with one evaluation of patience left, and room for the best checkpoint only.
+    cut_off(tmp_path / "run", len(losses) - 1, tmp_path / "moved")
     (tmp_path / "run").rename(tmp_path / "alone")
-    (tmp_path / "killed").rename(tmp_path / "run")
-    resumed = train(arguments(rows, tmp_path / "run", resume=True, save_total_limit=1, **settings))
+    resumed = train(arguments(rows, tmp_path / "moved", resume=True, save_total_limit=1, **settings))
     assert resumed["epoch"] == metrics["epoch"]
-    assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{len(losses) - 2}"
-    assert_same_weights(tmp_path / "alone", tmp_path / "run")
+    assert last_checkpoint(tmp_path / "moved").name == f"checkpoint-{len(losses) - 2}"
+    assert_same_weights(tmp_path / "alone", tmp_path / "moved")
 
 
 def test_a_guard_that_no_step_has_moved_yet_is_not_evaluated(tmp_path, rows):
