@@ -185,8 +185,8 @@ class SafetyTrainingArguments(TrainingArguments):
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = self.restore_callback_states_from_checkpoint = True
-        if self.tuning == "full" and self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = True  # of the vision tower in a batch without pictures
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = self.tuning == "full"  # the vision tower, in a batch without pictures
         super().__post_init__()
         if self.parallel_mode.name == "NOT_DISTRIBUTED":
             self._n_gpu = min(self._n_gpu, 1)  # Qwen2.5-VL does not run in DataParallel; torchrun uses all GPUs
@@ -204,6 +204,12 @@ class SafetyTrainingArguments(TrainingArguments):
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(str, valid))
                 raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        for name in ("per_device_train_batch_size", "global_batch_size", "lora_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("guard_dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         rates = ["guard_learning_rate"] if self.tuning == "guard_only" else ["learning_rate", "guard_learning_rate"]
         for name in rates:
             if not 0 < getattr(self, name) < float("inf"):
@@ -270,20 +276,28 @@ def read_config(path, overrides=()):
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of settings, got {type(values).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(SafetyTrainingArguments) if f.init}
+    fields = [f.name for f in dataclasses.fields(SafetyTrainingArguments) if f.init]
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")]
     for key in [*values, *given]:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             raise ValueError(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    for key, value in values.items():
-        if "list[str]" in str(fields[key].type) and isinstance(value, str):
-            values[key] = [value]
     parser = HfArgumentParser(SafetyTrainingArguments, allow_abbrev=False)
     parser.error = _refuse
-    parser.set_defaults(**values)
-    (args,) = parser.parse_args_into_dataclasses(args=list(overrides))
+    words = []  # of the file, as if they stood on the command line: so that they are checked as those are
+    for key, value in values.items():
+        if isinstance(value, dict) or value == []:
+            parser.set_defaults(**{key: value})
+        elif value is not None:  # null is as good as absent
+            texts = [_text(entry) for entry in (value if isinstance(value, list) else [value])]
+            words += [f"--{key}", *texts] if len(texts) > 1 else [f"--{key}={texts[0]}"]
+    (args,) = parser.parse_args_into_dataclasses(args=[*words, *overrides])
     return args
+
+
+def _text(value):
+    """A YAML value as it was written: it takes an unquoted no, say of save_strategy, for false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _refuse(message):
@@ -497,9 +511,9 @@ class SafetyTrainer(Trainer):
         if self.args.should_save:
             if hasattr(trainer_utils, "rotate_checkpoints"):  # a function since transformers 5.0
                 best = self.state.best_model_checkpoint
-                trainer_utils.rotate_checkpoints(self.args.output_dir, limit, best, use_mtime=True)
+                trainer_utils.rotate_checkpoints(self.args.output_dir, limit, best)
             else:
-                self._rotate_checkpoints(use_mtime=True, output_dir=self.args.output_dir)
+                self._rotate_checkpoints(output_dir=self.args.output_dir)
 
 
 @dataclass

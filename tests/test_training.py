@@ -141,7 +141,9 @@ def build_trainer(rows, output, names=None, lora=True, **settings):
 
 def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_as_yaml_reads_text(tmp_path, rows):
     file = write_config(tmp_path / "c.yaml", rows, output_dir=str(tmp_path / "run"), learning_rate="1e-5")
+    file.write_text(file.read_text().replace("'no'", "no"))  # which YAML reads as false
     args = read_config(file, ["--guard-learning-rate", "3e-4", "--lora_rank=8", "--balanced_sampling"])
+    assert args.save_strategy == "no" and args.use_cpu is True and args.report_to == []
     assert (args.learning_rate, args.guard_learning_rate, args.lora_rank) == (1e-5, 3e-4, 8)
     assert args.balanced_sampling and args.data == [str(rows["data"])]
     assert args.gradient_accumulation_steps == 2  # 4 rows in twos
@@ -153,10 +155,15 @@ def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_
         ({"learning_rte": 1}, [], "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
         ({}, ["--gard_learning_rate", "1"], "'gard_learning_rate'; did you mean 'guard_learning_rate'"),
         ({}, ["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ({"lora_rank": 8.5}, [], "invalid int value: '8.5'"),
+        ({"seed": [1, 2]}, [], r"not used.*\['2'\]"),
         ({"tuning": "LoRa"}, [], "tuning must be one of lora, full, guard_only, got 'LoRa'"),
         ({"learning_rate": 0}, [], "learning_rate is 0.*above 0"),
         ({"guard_learning_rate": 0.0}, [], "guard_learning_rate is 0.0.*above 0"),
         ({"global_batch_size": 5}, [], "global_batch_size 5 is no multiple of per_device_train_batch_size 2 x 1"),
+        ({"global_batch_size": 0}, [], "global_batch_size must be 1 or more, got 0"),
+        ({}, ["--lora_rank", "0"], "lora_rank must be 1 or more, got 0"),
+        ({"guard_dropout": 1.0}, [], r"guard_dropout must be in \[0, 1\), got 1.0"),
         ({"model": None}, [], "model is not set"),
         ({"label_smoothing_factor": 0.1}, [], "label_smoothing_factor would replace both losses"),
         ({"early_stopping_patience": 2}, [], "needs eval_data"),
@@ -399,7 +406,7 @@ def test_what_is_logged_in_training_and_evaluation_are_the_losses_of_all_rows_an
 
 
 def test_without_rows_to_evaluate_on_the_metrics_are_those_that_training_logged_last(tmp_path, rows):
-    metrics = train(arguments(rows, tmp_path / "run", logging_steps=1, max_steps=2))
+    metrics = train(arguments(rows, tmp_path / "run", logging_steps=1, max_steps=2, class_weights="balanced"))
     assert metrics["last_epoch"] == 2 / 6  # 21 rows in fours
     # Of a single step what was minimised is what is logged by its parts.
     assert_close(metrics["last_loss"], metrics["last_lm_loss"] + metrics["last_safety_loss"], atol=1e-5, rtol=1e-5)
@@ -508,15 +515,22 @@ def test_a_run_killed_while_it_wrote_a_checkpoint_and_resumed_ends_with_the_weig
     assert not (partial / "half").exists()  # it was written anew
 
 
-@pytest.mark.parametrize("file", ["scheduler.pt", "complete"])
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_removed_and_the_last_whole_one_remains(
-    tmp_path, rows, monkeypatch, file
+@pytest.mark.parametrize(
+    ("folder", "file", "last"),
+    [
+        ("checkpoint-3", "scheduler.pt", "checkpoint-2"),
+        ("checkpoint-3", "complete", "checkpoint-2"),
+        ("final", "training_args.bin", "checkpoint-4"),
+    ],
+)
+def test_what_does_not_fit_on_the_disk_is_removed_and_the_last_whole_checkpoint_remains(
+    tmp_path, rows, monkeypatch, folder, file, last
 ):
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 4}
 
     def until_full(function):
         def write(*args, **kwargs):
-            if any(str(arg).endswith(f"checkpoint-3{os.sep}{file}") for arg in args):
+            if any(str(arg).endswith(os.path.join(folder, file)) for arg in args):
                 raise OSError(28, "No space left on device")
             return function(*args, **kwargs)
 
@@ -525,9 +539,9 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_removed_and_the_last_whol
     train(arguments(rows, tmp_path / "alone", **settings))
     monkeypatch.setattr(torch, "save", until_full(torch.save))
     monkeypatch.setattr(Path, "touch", until_full(Path.touch))
-    with pytest.raises(OSError, match="checkpoint-3 could not be written.*No space.*--resume goes on .*checkpoint-2"):
+    with pytest.raises(OSError, match=f"{folder} could not be written.*No space.*--resume goes on from .*{last}"):
         train(arguments(rows, tmp_path / "run", **settings))
-    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", last}
     monkeypatch.undo()
     train(arguments(rows, tmp_path / "run", resume=True, **settings))
     assert_same_weights(tmp_path / "alone", tmp_path / "run")
@@ -554,6 +568,9 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, rows):
         with pytest.raises(ValueError, match=message):
             train(arguments(rows, tmp_path / "run", resume=True, **{**settings, **extra}))
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-7"
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints of something else"):
+        train(arguments(rows, tmp_path / "run", resume=True, **settings))
 
 
 def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):
@@ -568,16 +585,18 @@ def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):
 def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
     settings = {"early_stopping_patience": 2, "max_steps": 30, "learning_rate": 1.0, "lr_scheduler_type": "constant"}
     settings |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    settings |= {"eval_data": [str(rows["eval"])], "save_total_limit": 2}
+    settings |= {"eval_data": [str(rows["eval"])]}
     metrics = train(arguments(rows, tmp_path / "run", **settings))
     state = json.loads((last_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
     losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
     assert len(losses) < 30 and min(losses) == losses[-3] == metrics["eval_loss"]
-    # Resumed with one evaluation of patience left.
-    cut_off(tmp_path / "run", len(losses) - 1, tmp_path / "resumed")
-    train(arguments(rows, tmp_path / "resumed", resume=True, **settings))
-    assert last_checkpoint(tmp_path / "resumed").name == last_checkpoint(tmp_path / "run").name
-    assert_same_weights(tmp_path / "run", tmp_path / "resumed")
+    # Moved, and resumed with one evaluation of patience left, and room for the best checkpoint only.
+    cut_off(tmp_path / "run", len(losses) - 1, tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "alone")
+    resumed = train(arguments(rows, tmp_path / "moved", resume=True, save_total_limit=1, **settings))
+    assert resumed["epoch"] == metrics["epoch"]
+    assert last_checkpoint(tmp_path / "moved").name == f"checkpoint-{len(losses) - 2}"
+    assert_same_weights(tmp_path / "alone", tmp_path / "moved")
 
 
 def test_a_guard_that_no_step_has_moved_yet_is_not_evaluated(tmp_path, rows):
@@ -695,7 +714,7 @@ def launch(engine, commands, **environment):
         env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr[-5000:]
 
@@ -899,6 +918,7 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
     train(arguments(rows, tmp_path / "alone", max_steps=3, **settings))
     trainer = build_trainer(rows, tmp_path / "unused", lora=False, muon_learning_rate=0.01)
     muon, adamw = trainer.create_optimizer().optimizers
+    assert {group["lr"] for group in muon.param_groups} == {0.01}
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     matrices = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
     assert "model.visual.blocks.0.mlp.up_proj.weight" in matrices
