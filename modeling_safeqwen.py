@@ -90,7 +90,7 @@ class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
         safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
             Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
         picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
-            `picture_safety_labels` are given): float32 scores of each picture by itself, in the order of the prompts.
+            `picture_categories` are given): float32 scores of each picture by itself, in the order of the prompts.
     """
 
     rope_deltas: torch.LongTensor | None = None
@@ -376,7 +376,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         cache=None,
         do_safety: bool = False,
         safety_labels: torch.LongTensor | None = None,
-        picture_safety_labels: torch.LongTensor | None = None,
+        picture_categories: torch.LongTensor | None = None,  # Trainer would want "*labels" in every batch
         prefill: Prefill | None = None,
         **kwargs,
     ):
@@ -393,7 +393,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the
                 loss, and the verdict too, unless the guard is untrained: then its logits are returned in training
                 mode only, and probabilities never.
-            picture_safety_labels (`torch.LongTensor` of shape `(num_pictures,)`, *optional*):
+            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*):
                 Beside `safety_labels`: category of each picture or video by itself, in the order of the prompts, or
                 -100 for none. Without them a guard that learns from prompts of several pictures is not told which of
                 them its label is about, and `granularity="image"` suffers.
@@ -408,7 +408,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 random, or if guard or backbone hold weights that were neither loaded nor trained.
             FloatingPointError: outside of training, if the features or scores of a picture are not finite.
             ValueError: if pictures, placeholders and masks do not fit together; if labels are no integers, too many
-                or few, out of range, or label a prompt without a picture; if `picture_safety_labels` come alone.
+                or few, out of range, or label a prompt without a picture; if `picture_categories` come alone.
         """
         cache = past_key_values if cache is None else cache
         if prefill is not None:
@@ -427,8 +427,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             self._refuse_unless_ready()
         if judge and mm_encoder_outputs:
             raise ValueError(NEEDS_PIXELS)
-        if picture_safety_labels is not None and safety_labels is None:
-            raise ValueError("picture_safety_labels need safety_labels beside them: -100 for prompts that have none")
+        if picture_categories is not None and safety_labels is None:
+            raise ValueError("picture_categories need safety_labels beside them: -100 for prompts that have none")
 
         has_pictures = pixel_values is not None or pixel_values_videos is not None or bool(mm_encoder_outputs)
         if has_pictures or judge or prefill is not None:
@@ -446,8 +446,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                         raise ValueError(
                             f"safety_labels[{row}] is {label}, but prompt {row} holds no picture: use -100"
                         )
-            if picture_safety_labels is not None:
-                self._check_labels("picture_safety_labels", picture_safety_labels, len(pictures), "pictures")
+            if picture_categories is not None:
+                self._check_labels("picture_categories", picture_categories, len(pictures), "pictures")
         if has_pictures and position_ids is None:
             if cache is not None and cache.get_seq_length() > 0:
                 if judge:
@@ -498,10 +498,10 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             scores = self._score(pooled)  # (prompts with a picture, categories)
             if safety_labels is not None:
                 labelled, targets = scores, safety_labels.to(scores.device).long()[rows]
-                if picture_safety_labels is not None and pictures:
+                if picture_categories is not None and pictures:
                     picture_logits = self._score(self._pool_pictures(features))  # (pictures, categories)
                     labelled = torch.cat([scores, picture_logits])
-                    targets = torch.cat([targets, picture_safety_labels.to(scores.device).long()])
+                    targets = torch.cat([targets, picture_categories.to(scores.device).long()])
                 # The sum over no rows is a zero that still has a gradient, which DDP wants.
                 safety_loss = F.cross_entropy(labelled, targets, ignore_index=-100, reduction="sum")
                 safety_loss = safety_loss / targets.ne(-100).sum().clamp(min=1)
@@ -1175,7 +1175,7 @@ def _moved(value, device):
 
 def _refuse_safety_labels(module, args, kwargs):
     """Stands before the backbone, which would take the labels and ignore them."""
-    if kwargs.get("safety_labels") is not None:
+    if kwargs.get("safety_labels") is not None or kwargs.get("picture_categories") is not None:
         raise ValueError(
             "safety_labels came to the backbone past SafeQwen's forward, which computes their loss: this trainer "
             "(TRL's SFTTrainer, for one) has a loss of its own and would leave the guard untrained; use "

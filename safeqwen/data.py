@@ -158,6 +158,11 @@ class Rows(torch.utils.data.Dataset):
         """`list[int]`: the verdict label of each row, -100 for none."""
         return [example.label for example in self.examples]
 
+    @property
+    def verdict_labels(self):
+        """`list[int]`: the labels of all rows, and of all pictures by themselves."""
+        return [label for example in self.examples for label in (example.label, *example.picture_labels)]
+
     def summary(self, categories):
         """`dict` for a run's record: files, counts and fingerprint."""
         counts = Counter(self.labels)
@@ -397,7 +402,7 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     images, videos = ([_located(s, root) for s in _listed(row, kind, f"{kind}s")] for kind in ("image", "video"))
     messages = _messages(row, images, videos, root)
     label = _label(row, taxonomy)
-    picture_labels = _picture_labels(row, taxonomy, len(images) + len(videos))
+    picture_labels = _picture_labels(row, taxonomy, images, videos)
     asks = any(
         part.get("text", "").strip()
         for message in messages
@@ -426,9 +431,9 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     return Example(messages, images, videos, label, file, number, picture_labels)
 
 
-def _picture_labels(row, taxonomy, num_pictures):
+def _picture_labels(row, taxonomy, images, videos):
     """The columns of a row's `picture_safety_labels`, `[]` without any."""
-    labels = row.get("picture_safety_labels", [])
+    labels, num_pictures = row.get("picture_safety_labels", []), len(images) + len(videos)
     if not isinstance(labels, list) or labels and len(labels) != num_pictures:
         raise BadRow(
             f"'picture_safety_labels' must be a list with a label or null for each of the row's {num_pictures} "
@@ -436,6 +441,8 @@ def _picture_labels(row, taxonomy, num_pictures):
         )
     if labels and num_pictures == 1:
         raise BadRow("has 'picture_safety_labels' for a single picture; give it a 'safety_label' instead")
+    if labels and images and videos:
+        raise BadRow("has 'picture_safety_labels' for images beside videos, whose order is not clear; split the row")
     return [IGNORED if label is None else taxonomy.column(label) for label in labels]
 
 
@@ -678,7 +685,8 @@ class SafetyCollator:
             per_picture = [
                 example.picture_labels or [IGNORED] * len(example.images + example.videos) for example in examples
             ]
-            batch["picture_safety_labels"] = torch.tensor(sum(per_picture, []))
+            batch["picture_categories"] = torch.tensor(sum(per_picture, []))
+            batch["picture_rows"] = torch.tensor([i for i, labels in enumerate(per_picture) for _ in labels])
         return batch
 
     def pixels(self, example):

@@ -376,7 +376,7 @@ class SafetyTrainer(Trainer):
         verdicts = sum(
             float(self._weights(batch[name]).sum())
             for batch in batch_samples
-            for name in ("safety_labels", "picture_safety_labels")
+            for name in ("safety_labels", "picture_categories")
             if name in batch
         )
         counts = torch.tensor([tokens, verdicts], dtype=torch.float32, device=device)
@@ -414,6 +414,7 @@ class SafetyTrainer(Trainer):
         """
         inputs = dict(inputs)
         labels, safety_labels = inputs.pop("labels", None), inputs["safety_labels"]
+        picture_rows = inputs.pop("picture_rows", None)
         if labels is not None:
             # No logits for what comes before the first answer: pictures are most of a prompt.
             answered = labels.ne(IGNORED).any(dim=0).nonzero()
@@ -436,12 +437,12 @@ class SafetyTrainer(Trainer):
             losses = F.cross_entropy(logits, safety_labels, ignore_index=IGNORED, reduction="none")
             safety_losses = losses * label_weights
         if outputs.get("picture_safety_logits") is not None:
-            targets = inputs["picture_safety_labels"]
+            targets = inputs["picture_categories"]
             weights = self._weights(targets)
             losses = F.cross_entropy(outputs.picture_safety_logits, targets, ignore_index=IGNORED, reduction="none")
-            # Only sums over rows are used: the pictures are shared out among them.
-            safety_losses = safety_losses + (losses * weights).sum() / len(zeros)
-            label_weights = label_weights + weights.sum() / len(zeros)
+            # To their own rows: of the rows that fill up the last batch of an evaluation nothing is to be counted.
+            safety_losses = safety_losses.index_add(0, picture_rows, losses * weights)
+            label_weights = label_weights.index_add(0, picture_rows, weights)
         return Losses(lm_losses, num_tokens, safety_losses, label_weights, logits.detach())
 
     @property
@@ -791,7 +792,9 @@ def train(args, command=None):
         train_dataset=steps,
         eval_dataset=eval_rows,
         callbacks=callbacks,
-        class_weights=class_weights(rows.labels, len(taxonomy.names)) if args.class_weights == "balanced" else None,
+        class_weights=class_weights(rows.verdict_labels, len(taxonomy.names))
+        if args.class_weights == "balanced"
+        else None,
         sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )

@@ -134,8 +134,10 @@ def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, c
     suicide = TAXONOMY.column("suicide")
     batch = collator(rows.examples)
     assert batch["safety_labels"].tolist() == [IGNORED, 0, 0]
-    assert batch["picture_safety_labels"].tolist() == [suicide, IGNORED, IGNORED, suicide, IGNORED]
-    assert "picture_safety_labels" not in collator(rows.examples[1:2])
+    assert batch["picture_categories"].tolist() == [suicide, IGNORED, IGNORED, suicide, IGNORED]
+    assert batch["picture_rows"].tolist() == [0, 0, 1, 2, 2]
+    assert rows.verdict_labels == [IGNORED, suicide, IGNORED, 0, 0, suicide, IGNORED]
+    assert "picture_categories" not in collator(rows.examples[1:2])
     assert rows.blank().picture_labels == [IGNORED, IGNORED]
     relabelled = [{**two, "picture_safety_labels": [None, "suicide"]}, GOOD, {**two, "safety_label": "safe"}]
     assert read_rows([write_rows(tmp_path, relabelled)], TAXONOMY, collator).sha256 != rows.sha256
@@ -489,6 +491,10 @@ BAD_ROWS = [
     ({**GOOD, "safety_label": ["safe", "suicide"]}, "several verdict labels"),
     ({**GOOD, "safety_label": {"1.png": "safe"}}, "several verdict labels"),
     ({**GOOD, "picture_safety_labels": ["safe"]}, "'picture_safety_labels' for a single picture"),
+    (
+        {"images": ["1.png"], "videos": [["1.png"]], "picture_safety_labels": ["safe", "safe"]},
+        "images beside videos, whose order is not clear",
+    ),
     ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe"]}, "each of the row's 2 pictures, got"),
     ({"images": ["1.png", "2.png"], "picture_safety_labels": "safe"}, "each of the row's 2 pictures, got 'safe'"),
     ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe", "saef"]}, "did you mean 'safe'"),

@@ -148,7 +148,7 @@ def test_labels_of_pictures_and_of_prompts_weigh_the_same_in_the_loss(model, sto
     inputs = batch([5, CAT, 7, DOG, 9], [6, SUN], [4, 4, CLIP])
     pictures = [[5, CAT], [5, CAT, 7, DOG], [6, SUN], [4, 4, CLIP]]  # what follows a picture cannot move it
     labels, picture_labels = torch.tensor([3, -100, 0]), torch.tensor([2, 5, 7, -100])
-    output = model(**inputs, safety_labels=labels, picture_safety_labels=picture_labels)
+    output = model(**inputs, safety_labels=labels, picture_categories=picture_labels)
 
     rows = []
     for prompt in pictures:
@@ -251,17 +251,17 @@ def test_bad_safety_labels_are_refused(model, labels, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([0, 20, 0]), "picture_safety_labels holds 20"),
+        (torch.tensor([0, 20, 0]), "picture_categories holds 20"),
         (torch.tensor([0, 0]), "one label for each of the 3 pictures, got shape"),
-        ([0, 1, 2], "picture_safety_labels must be a tensor of integers"),
+        ([0, 1, 2], "picture_categories must be a tensor of integers"),
     ],
 )
 def test_bad_labels_of_pictures_are_refused(model, labels, message):
     inputs = batch([5, CAT, 7, DOG], [SUN])
     with pytest.raises(ValueError, match=message):
-        model(**inputs, safety_labels=torch.tensor([0, -100]), picture_safety_labels=labels)
+        model(**inputs, safety_labels=torch.tensor([0, -100]), picture_categories=labels)
     with pytest.raises(ValueError, match="need safety_labels beside them"):
-        model(**inputs, picture_safety_labels=torch.tensor([0, 0, 0]))
+        model(**inputs, picture_categories=torch.tensor([0, 0, 0]))
 
 
 def test_a_label_for_a_prompt_without_a_picture_is_refused(model):

@@ -289,8 +289,16 @@ def test_labels_of_pictures_count_as_much_as_labels_of_rows(tmp_path, pairs):
     trainer = build_trainer(pairs, tmp_path, lora=False)
     model, examples = trainer.model.eval(), trainer.train_dataset.examples
     whole = trainer.data_collator(examples)
-    assert whole["picture_safety_labels"].ne(-100).sum() == 7 and len(whole["picture_safety_labels"]) == 16
-    expected = model(**whole)
+    assert whole["picture_categories"].ne(-100).sum() == 7 and len(whole["picture_categories"]) == 16
+    rows = whole["picture_rows"]
+    expected = model(**{name: tensor for name, tensor in whole.items() if name != "picture_rows"})
+    sums = trainer._sums(model, whole)
+    alone = trainer._sums(model, trainer.data_collator(examples[1:2]))
+    assert sums.label_weights.tolist() == [
+        int(label != -100) + int(whole["picture_categories"][rows == i].ne(-100).sum())
+        for i, label in enumerate(whole["safety_labels"])
+    ]
+    assert_close(sums.safety_losses[1:2], alone.safety_losses, atol=1e-5, rtol=1e-5)
     assert_close(trainer.compute_loss(model, dict(whole)), expected.loss, atol=1e-5, rtol=1e-5)
     assert_close(trainer.evaluate(trainer.train_dataset)["eval_loss"], expected.loss.item(), atol=1e-5, rtol=1e-5)
 
