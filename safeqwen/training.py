@@ -41,6 +41,7 @@ from transformers import (
     trainer_utils,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 import safeqwen
 from safeqwen.data import (
@@ -671,7 +672,7 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def __init__(self, features, labels):
         self.features = features
-        self.labels = labels
+        self.labels = self.verdict_labels = labels  # no pictures by themselves
 
     def __len__(self):
         return len(self.labels)
@@ -764,7 +765,7 @@ def train(args, command=None):
     _from_main_process(state, lambda: _refuse_another_run(args))
     rows, eval_rows = _from_main_process(state, lambda: _read(args, taxonomy, collator))
     # The commit, where the base comes from the Hub: a branch may be another model tomorrow.
-    revision = getattr(config, "_commit_hash", None) or args.model_revision
+    revision = None if Path(base).exists() else extract_commit_hash(cached_file(base, "config.json", **hub), None)
     run = _from_main_process(state, lambda: _describe(args, base, revision, taxonomy, rows, eval_rows, command))
     checkpoint = _from_main_process(state, lambda: _checkpoint_to_resume(args, run))
 

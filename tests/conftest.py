@@ -18,6 +18,12 @@ from tiny import build_guarded, build_stock, random_state_dict  # noqa: E402
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def precision_of_no_other_test(monkeypatch):
+    """On 4.57 training arguments with fp16 or bf16 set this for all that come after them in the process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
 @pytest.fixture(scope="session")
 def state_dict():
     return random_state_dict()
