@@ -117,9 +117,7 @@ def _training_step(model, inputs):
 def measure_import(**settings):
     """CPU seconds of a process that imports safeqwen, and of one that imports what it is built on."""
     ours, theirs = ([sys.executable, "-c", code] for code in ("import safeqwen", STOCK_IMPORT))
-    return summarize(
-        interleave(lambda _: process_seconds(ours), lambda _: process_seconds(theirs), num_warmups=1, **settings)
-    )
+    return summarize(interleave(lambda _: process_seconds(ours), lambda _: process_seconds(theirs), **settings))
 
 
 def measure_help(num_runs=15):
