@@ -253,6 +253,7 @@ def moves_inputs(method):
             kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         return method(self, *args, **kwargs)
 
+    moving.__signature__ = inspect.signature(method)  # `generate` asks for it at every step
     return moving
 
 
