@@ -403,6 +403,9 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     messages = _messages(row, images, videos, root)
     label = _label(row, taxonomy)
     picture_labels = _picture_labels(row, taxonomy, images, videos)
+    safe = taxonomy.names.index("safe") if "safe" in taxonomy.names else None
+    if label == safe and set(picture_labels) - {safe, IGNORED}:
+        raise BadRow("is 'safe' as a whole, but by 'picture_safety_labels' one of its pictures is not; correct one")
     asks = any(
         part.get("text", "").strip()
         for message in messages

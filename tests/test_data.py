@@ -130,16 +130,16 @@ GOOD = {"image": "1.png", "safety_label": "safe"}
 
 def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, collator):
     two = {"images": ["1.png", "2.png"], "picture_safety_labels": ["suicide", None]}
-    rows = read_rows([write_rows(tmp_path, [two, GOOD, {**two, "safety_label": "safe"}])], TAXONOMY, collator)
+    rows = read_rows([write_rows(tmp_path, [two, GOOD, {**two, "safety_label": "suicide"}])], TAXONOMY, collator)
     suicide = TAXONOMY.column("suicide")
     batch = collator(rows.examples)
-    assert batch["safety_labels"].tolist() == [IGNORED, 0, 0]
+    assert batch["safety_labels"].tolist() == [IGNORED, 0, suicide]
     assert batch["picture_categories"].tolist() == [suicide, IGNORED, IGNORED, suicide, IGNORED]
     assert batch["picture_rows"].tolist() == [0, 0, 1, 2, 2]
-    assert rows.verdict_labels == [IGNORED, suicide, IGNORED, 0, 0, suicide, IGNORED]
+    assert rows.verdict_labels == [IGNORED, suicide, IGNORED, 0, suicide, suicide, IGNORED]
     assert "picture_categories" not in collator(rows.examples[1:2])
     assert rows.blank().picture_labels == [IGNORED, IGNORED]
-    relabelled = [{**two, "picture_safety_labels": [None, "suicide"]}, GOOD, {**two, "safety_label": "safe"}]
+    relabelled = [{**two, "picture_safety_labels": [None, "suicide"]}, GOOD, {**two, "safety_label": "suicide"}]
     assert read_rows([write_rows(tmp_path, relabelled)], TAXONOMY, collator).sha256 != rows.sha256
 
 
@@ -494,6 +494,10 @@ BAD_ROWS = [
     (
         {"images": ["1.png"], "videos": [["1.png"]], "picture_safety_labels": ["safe", "safe"]},
         "images beside videos, whose order is not clear",
+    ),
+    (
+        {"images": ["1.png", "2.png"], "safety_label": "safe", "picture_safety_labels": ["safe", "suicide"]},
+        "is 'safe' as a whole, but",
     ),
     ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe"]}, "each of the row's 2 pictures, got"),
     ({"images": ["1.png", "2.png"], "picture_safety_labels": "safe"}, "each of the row's 2 pictures, got 'safe'"),
