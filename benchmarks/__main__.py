@@ -4,8 +4,8 @@ What a verdict costs, as ratios that anyone can reproduce.
     python -m benchmarks --suite cpu --out benchmarks/results.json --readme README.md
 
 Writes the results as JSON, the same in Markdown beside it, and how cost grows as a PNG (needs matplotlib:
-`pip install ".[bench]"`). On a CPU it takes under 20 minutes of a machine that does nothing else; the load average at
-the start is recorded.
+`pip install ".[bench]"`). On two cores without bfloat16 instructions it took 27 minutes; the load average at the
+start is recorded.
 """
 
 import argparse
