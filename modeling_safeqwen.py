@@ -509,11 +509,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 weighted = self.config.safety_loss_lambda * safety_loss
                 loss = weighted if loss is None else loss + weighted.to(loss.device)
             ready = self._refusal() is None
-            if not (ready or self.training):
-                picture_logits = None
-            elif rows:
+            if rows and (ready or self.training):
                 safety_logits = self._spread(scores, rows, batch_size)
                 safety_probs = safety_logits.softmax(dim=-1) if ready else None
+            else:
+                picture_logits = None
         if self._unloaded and self.training:  # not on the loss, which a trainer may compute for itself
             reached = hidden_states if hidden_states.requires_grad else logits
             if reached.requires_grad:

@@ -1,10 +1,12 @@
 """The suite for a CPU: every figure at the mid size, those of the model itself on the demo too, and how cost grows."""
 
 import tempfile
+from functools import partial
 
 from benchmarks import package
 from benchmarks.curves import measure_growth
-from benchmarks.figures import FIGURES, measure_time
+from benchmarks.figures import FIGURES, measure_rows
+from benchmarks.measure import DRY_RUN
 from benchmarks.memory import measure_in_child
 from benchmarks.models import Workload, build_models
 from benchmarks.report import make_row
@@ -26,7 +28,7 @@ def run(wanted, dry=False):
         `dict`: "figures", a list of rows as [`make_row`] returns them; "growth", as [`measure_growth`] does.
     """
     shapes = ["tiny"] if dry else ["mid", "demo"]
-    quick = {"num_pairs": 2, "seconds": 0.0, "num_warmups": 1} if dry else {}
+    quick = DRY_RUN if dry else {}
     rows, growth = [], None
 
     for shape in shapes:
@@ -37,13 +39,10 @@ def run(wanted, dry=False):
             figure = figure.shrunk() if dry else figure
             # The demo takes milliseconds where the mid model takes seconds.
             settings = quick or {"seconds": 20.0 if shape == "mid" else 8.0}
-            rows.append(figure.make_row(shape, measure_time(figure, models, **settings)))
-            if figure.memory_bar is not None:
-                peaks = {side: measure_in_child(key, side, shape, shrink=dry) for side in ("ours", "theirs")}
-                peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
-                rows.append(figure.make_row(shape, peaks, "peak memory"))
+            measure_peak = partial(measure_in_child, key, shape=shape, shrink=dry)
+            rows += measure_rows(figure, models, shape, measure_peak, **settings)
         if shape == shapes[0] and wanted("growth"):
-            growth = measure_growth(models, **({"num_runs": 1, "num_warmups": 0, "shrink": True} if dry else {}))
+            growth = measure_growth(models, dry)
         del models
 
     shape = shapes[0]

@@ -19,16 +19,17 @@ WAYS = {"guard()": guard, "stock forward": stock_forward}
 
 
 @torch.no_grad()
-def measure_growth(models, num_runs=3, num_warmups=1, shrink=False):
+def measure_growth(models, dry=False):
     """
-    Median seconds over each sweep, and the exponent k of seconds = c * size**k.
+    Median seconds over each sweep, and the exponent k of seconds = c * size**k; of two small sizes, once, if `dry`.
 
     Returns:
         `dict`: the sweep -> `{"sizes": [...], way: {"seconds": [...], "exponent": k}}`
     """
+    num_warmups, num_runs = (0, 1) if dry else (1, 3)
     growth = {}
     for sweep, workloads in SWEEPS.items():
-        if shrink:
+        if dry:
             workloads = [Workload(**{"picture_tokens": 16, sweep: n}) for n in (4, 8)]
         sizes = [getattr(workload, sweep) for workload in workloads]
         runs = {(way, size): [] for way in WAYS for size in sizes}

@@ -181,6 +181,22 @@ FIGURES = {
 # ------------------------------------------------------------------------------------------------------ measuring them
 
 
+def measure_rows(figure, models, shape, measure_peak, **settings):
+    """
+    The rows of a figure: its time, and its peak memory where that has a bar.
+
+    Args:
+        measure_peak (`Callable`): "ours" or "theirs" -> bytes over the weights.
+        settings: those of [`interleave`].
+    """
+    rows = [figure.make_row(shape, measure_time(figure, models, **settings))]
+    if figure.memory_bar is not None:
+        peaks = {side: measure_peak(side) for side in ("ours", "theirs")}
+        peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
+        rows.append(figure.make_row(shape, peaks, "peak memory"))
+    return rows
+
+
 @torch.no_grad()
 def measure_time(figure, models, **settings):
     """What [`summarize`] returns of a figure's two ways, run in turns. Settings are those of [`interleave`]."""

@@ -4,14 +4,15 @@ import gc
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.curves import measure_growth
-from benchmarks.figures import FIGURES, answer_with_verdict, forward, guard, measure_memory, measure_time
-from benchmarks.measure import peak_memory, timed
+from benchmarks.figures import FIGURES, answer_with_verdict, forward, guard, measure_memory, measure_rows
+from benchmarks.measure import DRY_RUN, peak_memory, timed
 from benchmarks.models import Models, Workload, build_inputs, build_models, build_random
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
 
@@ -80,20 +81,17 @@ def run(wanted, dry=False):
         `dict`: as [`benchmarks.cpu.run`], and "throughput", as [`measure_throughput`] returns it.
     """
     shape, device = ("tiny", "cpu") if dry else ("7b", "cuda")
-    quick = {"num_pairs": 2, "seconds": 0.0, "num_warmups": 1} if dry else {}
+    quick = DRY_RUN if dry else {}
     rows, growth, throughput = [], None, None
     models = build_models(shape, device=device, dtype=torch.bfloat16)
     for key, figure in FIGURES.items():
         if not wanted(key):
             continue
         figure = figure.shrunk() if dry else figure
-        rows.append(figure.make_row(shape, measure_time(figure, models, **quick)))
-        if figure.memory_bar is not None:
-            peaks = {side: measure_memory(figure, models, side) for side in ("ours", "theirs")}
-            peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
-            rows.append(figure.make_row(shape, peaks, "peak memory"))
+        measure_peak = partial(measure_memory, figure, models)
+        rows += measure_rows(figure, models, shape, measure_peak, **quick)
     if wanted("growth"):
-        growth = measure_growth(models, **({"num_runs": 1, "num_warmups": 0, "shrink": True} if dry else {}))
+        growth = measure_growth(models, dry)
     del models
     if wanted("throughput"):
         throughput = measure_throughput(shape, device, dry)

@@ -1,7 +1,6 @@
 """Ratios of interleaved runs, the peak memory of a call, and what else a figure needs to be believed."""
 
 import gc
-import importlib.metadata
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+DRY_RUN = {"num_pairs": 2, "seconds": 0.0, "num_warmups": 1}  # of `interleave`, to see that it runs
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "flash-attn", "bitsandbytes", "torchao", "pillow")
 
 
@@ -130,14 +130,9 @@ def describe_machine():
     """Machine, versions and commit, and how busy the machine is."""
     import torch
 
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    from safeqwen.provenance import git_commit, package_versions
+
+    versions = {name: version for name, version in package_versions(PACKAGES).items() if version}
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -147,7 +142,7 @@ def describe_machine():
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit or None,
+        "commit": git_commit(),
         "load_average": round(os.getloadavg()[0], 2),
     }
 

@@ -10,14 +10,20 @@ from safeqwen.hub.modeling_safeqwen import TAKES_TOKEN_TYPES
 
 
 # All models have the demo's special tokens, so that its processor serves them all.
-TOKENS = {"image_token_id": 616, "video_token_id": 617, "vision_start_token_id": 613, "vision_end_token_id": 614}
-BOS, EOS, PAD, NUM_WORDS = 604, 606, 604, 600
+DEMO = SafeQwen2_5_VLConfig.from_pretrained(DEMO_CHECKPOINT)
+TOKENS = {
+    name: getattr(DEMO, name)
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+}
+BOS, EOS, PAD = DEMO.text_config.bos_token_id, DEMO.text_config.eos_token_id, DEMO.text_config.pad_token_id
+NUM_WORDS = min(BOS, EOS, PAD, *TOKENS.values())  # special tokens stand behind the words
 
+# Widths of whole 64s, which nf4 wants on CPUs that compute in bfloat16.
 TINY = {
     "text_config": {
         "vocab_size": 640,
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -26,7 +32,7 @@ TINY = {
     "vision_config": {
         "depth": 2,
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_heads": 2,
         "out_hidden_size": 64,
         "fullatt_block_indexes": [1],

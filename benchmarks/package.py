@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.measure import interleave, process_seconds, summarize, timed
-from benchmarks.models import Workload, build_inputs, build_models, build_processor
+from benchmarks.models import build_inputs, build_models, build_processor
 from safeqwen import SafetyPipeline, read_image
 from safeqwen.prompt import chat_prompt
 
@@ -78,13 +78,12 @@ def _ready_batches(processor, paths):
     return batches
 
 
-def measure_training(shape, workload=None, **settings):
+def measure_training(shape, workload, **settings):
     """A step of LoRA and guard with both losses, and one of the same LoRA on stock with the language model's alone."""
     from peft import LoraConfig, get_peft_model
 
     from safeqwen.training import LANGUAGE_MODEL_LAYERS, add_lora
 
-    workload = Workload(prompts=2, words_after=60) if workload is None else workload
     lora = {"lora_rank": 64, "lora_alpha": 64, "lora_dropout": 0.0, "lora_targets": LANGUAGE_MODEL_LAYERS}
     ours = add_lora(build_models(shape).guarded, SimpleNamespace(**lora))
     config = LoraConfig(r=64, lora_alpha=64, target_modules=LANGUAGE_MODEL_LAYERS)

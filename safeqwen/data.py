@@ -402,10 +402,7 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     images, videos = ([_located(s, root) for s in _listed(row, kind, f"{kind}s")] for kind in ("image", "video"))
     messages = _messages(row, images, videos, root)
     label = _label(row, taxonomy)
-    picture_labels = _picture_labels(row, taxonomy, images, videos)
-    safe = taxonomy.names.index("safe") if "safe" in taxonomy.names else None
-    if label == safe and set(picture_labels) - {safe, IGNORED}:
-        raise BadRow("is 'safe' as a whole, but by 'picture_safety_labels' one of its pictures is not; correct one")
+    picture_labels = _picture_labels(row, taxonomy, images, videos, label)
     asks = any(
         part.get("text", "").strip()
         for message in messages
@@ -434,8 +431,8 @@ def to_example(row, taxonomy, file="", number=1, image_root=None):
     return Example(messages, images, videos, label, file, number, picture_labels)
 
 
-def _picture_labels(row, taxonomy, images, videos):
-    """The columns of a row's `picture_safety_labels`, `[]` without any."""
+def _picture_labels(row, taxonomy, images, videos, label):
+    """The columns of a row's `picture_safety_labels`, `[]` without any; `label` is that of the whole."""
     labels, num_pictures = row.get("picture_safety_labels", []), len(images) + len(videos)
     if not isinstance(labels, list) or labels and len(labels) != num_pictures:
         raise BadRow(
@@ -446,7 +443,10 @@ def _picture_labels(row, taxonomy, images, videos):
         raise BadRow("has 'picture_safety_labels' for a single picture; give it a 'safety_label' instead")
     if labels and images and videos:
         raise BadRow("has 'picture_safety_labels' for images beside videos, whose order is not clear; split the row")
-    return [IGNORED if label is None else taxonomy.column(label) for label in labels]
+    columns = [IGNORED if name is None else taxonomy.column(name) for name in labels]
+    if label != IGNORED and taxonomy.names[label] == "safe" and set(columns) - {label, IGNORED}:
+        raise BadRow("is 'safe' as a whole, but by 'picture_safety_labels' one of its pictures is not; correct one")
+    return columns
 
 
 def _plain_name(key):

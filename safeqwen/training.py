@@ -12,13 +12,11 @@ anyone can load.
 import dataclasses
 import difflib
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +57,7 @@ from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLVerdict
 from safeqwen.loading import folder_digest, load_base
 from safeqwen.optimizers import Muon, SeveralOptimizers
+from safeqwen.provenance import git_commit, package_versions
 
 
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
@@ -539,7 +538,7 @@ class WeightedSampler(Sampler):
     """Draws as many rows as there are, with replacement, each in proportion to its weight; anew each epoch."""
 
     def __init__(self, weights, seed):
-        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
         self.seed = seed
         self.epoch = 0
 
@@ -938,8 +937,8 @@ def _describe(args, base, revision, taxonomy, rows, eval_rows, command):
         "base_sha256": folder_digest(base) if Path(base).exists() else None,
         "safety_categories": taxonomy.names,
         "config": {**args.given, "rows_per_step": args.rows_per_step},
-        "versions": _versions(),
-        "git_commit": _git_commit(),
+        "versions": package_versions(PACKAGES),
+        "git_commit": git_commit(),
         "data": {
             "train": rows.summary(taxonomy.names),
             "eval": eval_rows.summary(taxonomy.names) if eval_rows else None,
@@ -980,29 +979,6 @@ def _checkpoint_to_resume(args, run):
         if not (folder / COMPLETE).exists():  # the process was killed while it wrote it
             shutil.rmtree(folder)
     return last_checkpoint(output)
-
-
-def _versions():
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _git_commit():
-    """`str` or `None`: the commit of the checkout this file is in; "-dirty" if it was changed since."""
-    file = Path(__file__)
-    git = ["git", "-C", str(file.parent)]
-    tracked = [*git, "ls-files", "--error-unmatch", file.name]  # else it is somebody else's repository
-    commit = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        subprocess.run(tracked, capture_output=True, check=True)
-        return subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _save_final(trainer, model, processor):

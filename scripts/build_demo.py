@@ -310,7 +310,7 @@ def train_vision(processor, work):
 
     The model around it has no layers of text, and a norm that scales all tokens alike: the guard sees the mean of what
     the vision tower hands over, as the text tower will. Behind a norm as usual empty tokens weigh as much as others,
-    and after 300 steps 29 % of subjects were told apart where now 39 % are after 250.
+    and in steps 250 to 300 29 % of subjects were told apart, where now 47 % are.
     """
     prompts = plan_prompts(HOLISAFE, NUM_VISION_DRAWINGS, 0, SAFE_SHARE)
     write_dataset(work / "vision", HOLISAFE, prompts, sides=SIDES)

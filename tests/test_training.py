@@ -27,7 +27,7 @@ from torch.testing import assert_close
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import safeqwen_cli
-from safeqwen import DEMO_CHECKPOINT, training
+from safeqwen import DEMO_CHECKPOINT, provenance
 from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows, sample_weights
 from safeqwen.export import load_run
 from safeqwen.loading import load_base
@@ -857,16 +857,16 @@ def test_the_commit_that_is_recorded_is_that_of_our_own_repository_and_says_if_f
     file = tmp_path / "training.py"
     file.touch()
     (tmp_path / "theirs.py").touch()
-    monkeypatch.setattr(training, "__file__", str(file))
+    monkeypatch.setattr(provenance, "__file__", str(file))
     git("init")
     git("add", "theirs.py")
     git("commit", "-m", "theirs")
-    assert training._git_commit() is None
+    assert provenance.git_commit() is None
     git("add", "training.py")
     git("commit", "-m", "ours")
-    assert re.fullmatch("[0-9a-f]{40}", training._git_commit())
+    assert re.fullmatch("[0-9a-f]{40}", provenance.git_commit())
     file.write_text("changed")
-    assert re.fullmatch("[0-9a-f]{40}-dirty", training._git_commit())
+    assert re.fullmatch("[0-9a-f]{40}-dirty", provenance.git_commit())
 
 
 def test_a_long_prompt_that_is_labelled_does_not_stop_the_run_at_a_blank_row(tmp_path, rows):
