@@ -248,7 +248,7 @@ def moves_inputs(method):
     @functools.wraps(method)
     def moving(self, *args, **kwargs):
         if not hasattr(self, "_hf_hook"):  # else accelerate moves them
-            device = self.get_input_embeddings().weight.device
+            device = self.model.language_model.embed_tokens.weight.device  # get_input_embeddings searches for it
             args = [_moved(value, device) for value in args]
             kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         return method(self, *args, **kwargs)

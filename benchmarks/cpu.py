@@ -37,8 +37,7 @@ def run(wanted, dry=False):
             if not wanted(key):
                 continue
             figure = figure.shrunk() if dry else figure
-            # The demo takes milliseconds where the mid model takes seconds.
-            settings = quick or {"seconds": 20.0 if shape == "mid" else 8.0}
+            settings = quick or {"seconds": 8.0}
             measure_peak = partial(measure_in_child, key, shape=shape, shrink=dry)
             rows += measure_rows(figure, models, shape, measure_peak, **settings)
         if shape == shapes[0] and wanted("growth"):

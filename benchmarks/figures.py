@@ -77,7 +77,7 @@ def stock_forward(models, inputs, workload):
 
 def card_forward(models, inputs, workload):
     """What the released model's card does for a verdict: the logits and hidden states of all tokens, and a cache."""
-    return models.guarded(**inputs, do_safety=True, output_hidden_states=True)
+    return models.card(**inputs, do_safety=True, output_hidden_states=True)
 
 
 def guard(models, inputs, workload):
@@ -120,7 +120,7 @@ FIGURES = {
         Workload(picture_tokens=1024),
         time_bar=1.01,
         memory_bar=1.01,
-        num_pairs=25,
+        num_pairs=60,
     ),
     "answer": Figure(
         "answer and verdict in one `generate`",
@@ -137,7 +137,7 @@ FIGURES = {
         answer,
         Workload(new_tokens=64),
         time_bar=1.01,
-        num_pairs=25,
+        num_pairs=60,
     ),
     "guard": Figure(
         "`guard()`",

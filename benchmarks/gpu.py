@@ -149,7 +149,7 @@ def prepare(setting, shape, device, folder, backend):
             dtype=setting.dtype,
             quantization_config=quantization_config(setting.quantization),
         )
-        models = Models(guarded.eval(), stock=None)
+        models = Models(guarded.eval())
     if setting.compiled:  # not the vision tower, whose windows are cut anew for every shape of picture
         models.guarded.model.language_model.compile(backend=backend)
     return models

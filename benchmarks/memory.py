@@ -1,20 +1,15 @@
 """The peak memory of one call over the weights, in a process of its own: `measure_in_child`."""
 
 import json
-import os
 import subprocess
 import sys
 
 from benchmarks.measure import ROOT
 
 
-# Blocks larger than this go back to the system as soon as they are freed: the peak is that of what is in use.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-
-
 def measure_in_child(figure, side, shape, shrink=False):
     """
-    Bytes (`int`) that a way needs over the weights on a CPU, at their highest; needs Linux.
+    Bytes (`int`) that a way needs over the weights on a CPU, at their highest.
 
     Args:
         figure (`str`): of `figures.FIGURES`.
@@ -23,7 +18,7 @@ def measure_in_child(figure, side, shape, shrink=False):
         shrink (`bool`): a small workload, to try out that it runs.
     """
     command = [sys.executable, "-m", "benchmarks.memory", figure, side, shape, *(["shrink"] if shrink else [])]
-    process = subprocess.run(command, cwd=ROOT, env={**os.environ, **MALLOC}, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {process.stderr[-2000:]}")
     return json.loads(process.stdout.splitlines()[-1])

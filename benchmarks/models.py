@@ -82,10 +82,12 @@ SHAPES = {"tiny": TINY, "mid": MID, "7b": FULL}
 
 @dataclass
 class Models:
-    """Two models that share their weights."""
+    """Models that share their weights."""
 
     guarded: SafeQwen2_5_VLForConditionalGeneration
-    stock: Qwen2_5_VLForConditionalGeneration
+    stock: Qwen2_5_VLForConditionalGeneration | None = None
+    # Guarded too: output_hidden_states leaves transformers' hooks on a model for good, which slow down all its steps.
+    card: SafeQwen2_5_VLForConditionalGeneration | None = None
 
     @property
     def device(self):
@@ -102,7 +104,8 @@ def build_models(shape, *, device="cpu", dtype=torch.float32, attention="sdpa"):
         guarded, _ = load(device=device, dtype=dtype, attn_implementation=attention)
     else:
         guarded = build_random(shape, device, dtype, attention)
-    return Models(guarded, share_weights(guarded))
+    twins = [share_weights(guarded, cls) for cls in (Qwen2_5_VLForConditionalGeneration, type(guarded))]
+    return Models(guarded, *twins)
 
 
 def build_random(shape, device="cpu", dtype=torch.float32, attention="sdpa"):
@@ -125,18 +128,18 @@ def build_random(shape, device="cpu", dtype=torch.float32, attention="sdpa"):
     return model
 
 
-def share_weights(guarded):
-    """transformers' own Qwen2.5-VL around the tensors of a guarded model."""
+def share_weights(guarded, cls):
+    """A model of the class around the tensors of a guarded model."""
     with torch.device("meta"):
-        stock = Qwen2_5_VLForConditionalGeneration(guarded.config).eval()
-    weights = {name: t for name, t in guarded.state_dict().items() if not name.startswith("img_safety_head.")}
-    stock.load_state_dict(weights, assign=True)
+        twin = cls(guarded.config).eval()
+    names = twin.state_dict().keys()
+    twin.load_state_dict({name: t for name, t in guarded.state_dict().items() if name in names}, assign=True)
     for name, buffer in guarded.named_buffers():  # rotary frequencies, which no state dict holds
         parent, _, leaf = name.rpartition(".")
-        setattr(stock.get_submodule(parent), leaf, buffer)
-    stock.tie_weights()
-    stock.generation_config = guarded.generation_config
-    return stock
+        setattr(twin.get_submodule(parent), leaf, buffer)
+    twin.tie_weights()
+    twin.generation_config = guarded.generation_config
+    return twin
 
 
 def build_processor(max_picture_tokens):

@@ -104,14 +104,17 @@ def test_the_readme_shows_the_results_beside_it():
     assert not results["dry"] and shown == report.markdown(results)
 
 
-def test_both_models_have_the_same_weights_and_say_the_same():
+def test_all_models_have_the_same_weights_and_say_the_same():
     models = build_models("tiny")
     guarded = dict(models.guarded.named_parameters())
-    for name, parameter in models.stock.named_parameters():
-        assert parameter.data_ptr() == guarded[name].data_ptr(), name
     inputs = build_inputs(Workload(prompts=2, pictures=2, picture_tokens=8))
     with torch.no_grad():
-        assert torch.equal(models.guarded(**inputs).logits, models.stock(**inputs).logits)
+        output = models.guarded(**inputs, do_safety=True)
+        assert torch.equal(models.stock(**inputs).logits, output.logits)
+        assert torch.equal(models.card(**inputs, do_safety=True).img_safety_probs, output.img_safety_probs)
+    for twin in (models.stock, models.card):
+        for name, parameter in twin.named_parameters():
+            assert parameter.data_ptr() == guarded[name].data_ptr(), name
 
 
 def test_prompts_hold_what_their_workload_says():
@@ -137,8 +140,7 @@ def test_the_peak_is_what_was_in_use_at_once():
         for _ in range(4):
             torch.ones(2**24)  # 64 MiB each, one at a time
 
-    # The kernel counts pages in batches, a few hundred kB at a time.
-    assert abs(peak_memory(use, "cpu") - 64 * 2**20) < 4 * 2**20
+    assert peak_memory(use, "cpu") == 64 * 2**20
 
 
 def test_a_process_of_its_own_finds_at_least_the_cards_logits():
