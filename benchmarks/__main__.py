@@ -4,8 +4,7 @@ What a verdict costs, as ratios that anyone can reproduce.
     python -m benchmarks --suite cpu --out benchmarks/results.json --readme README.md
 
 Writes the results as JSON, the same in Markdown beside it, and how cost grows as a PNG (needs matplotlib:
-`pip install ".[bench]"`). On two cores without bfloat16 instructions it took 27 minutes; the load average at the
-start is recorded.
+`pip install ".[bench]"`). It took 15 minutes on two cores of 2026; the load average at the start is recorded.
 """
 
 import argparse
