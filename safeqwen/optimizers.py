@@ -33,6 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        _refuse_closure(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -78,8 +79,12 @@ class SeveralOptimizers(torch.optim.Optimizer):
         return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
 
     def step(self, closure=None):
+        _refuse_closure(closure)
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def add_param_group(self, param_group):
+        raise NotImplementedError("add the group to one of .optimizers: nothing says which it belongs to")
 
     def zero_grad(self, set_to_none=True):
         for optimizer in self.optimizers:
@@ -91,3 +96,8 @@ class SeveralOptimizers(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
+
+
+def _refuse_closure(closure):
+    if closure is not None:
+        raise ValueError("a step takes no closure: compute the loss and its gradients before it")

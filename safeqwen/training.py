@@ -799,6 +799,7 @@ def train(args, command=None):
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
     _refuse_uneven_pictures(trainer, rows)  # before the folder is this run's
+    _refuse_muon_in_vain(trainer)
     if state.is_main_process and not Path(args.output_dir, "run.json").exists():
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output_dir, "run.json"), run)
@@ -900,6 +901,19 @@ def _refuse_uneven_pictures(trainer, rows):
         raise ValueError(
             f"with {engine} all rows need the same kinds of pictures, or the processes would wait for each other for "
             "ever; these have some with images and some without, or videos beside images: train them by DDP or apart"
+        )
+
+
+def _refuse_muon_in_vain(trainer):
+    """Raises if there is a rate for Muon, but no whole matrix that it could train."""
+    if trainer.args.muon_learning_rate is None:
+        return
+    engine = trainer.accelerator.distributed_type.value
+    if engine in ("FSDP", "DEEPSPEED"):
+        raise ValueError(f"Muon needs whole matrices, and {engine} cuts them up: train by DDP, or without Muon")
+    if not any(_is_muons(name, parameter) for name, parameter in trainer.model.named_parameters()):
+        raise ValueError(
+            "muon_learning_rate is set, but no matrix within the towers is trained; leave it out, or freeze less"
         )
 
 

@@ -56,3 +56,8 @@ def test_several_optimizers_step_clear_save_and_load_as_one():
     other.load_state_dict(optimizer.state_dict())
     assert_close(other.state[first]["momentum_buffer"], optimizer.state[first]["momentum_buffer"])
     assert other.state[second]["step"] == 1
+    with pytest.raises(NotImplementedError, match="nothing says which it belongs to"):
+        other.add_param_group({"params": [first]})
+    for one in (other, *other.optimizers[:1]):
+        with pytest.raises(ValueError, match="a step takes no closure"):
+            one.step(lambda: None)

@@ -756,9 +756,11 @@ def fsdp2(runs):
         (0, ["train", runs / f"{name}.yaml", "--output_dir", out / name, "--save_strategy", "no"])
         for name in ("lora", "full")
     ]
-    launch(
-        "fsdp2", [*commands, (2, ["train", text, "--output_dir", out / "bad", "--gradient_checkpointing", "false"])]
-    )
+    commands += [
+        (2, ["train", text, "--output_dir", out / "bad", "--gradient_checkpointing", "false"]),
+        (2, ["train", runs / "full.yaml", "--output_dir", out / "bad_muon", "--muon_learning_rate", "0.01"]),
+    ]
+    launch("fsdp2", commands)
     return out
 
 
@@ -805,8 +807,9 @@ def test_a_checkpoint_of_two_processes_is_resumed_on_one(tmp_path, runs, one, dd
 
 
 def test_what_is_refused_is_refused_in_all_processes_and_leaves_the_folder_free(ddp, fsdp2):
-    # Labels that are no category; rows with and without pictures. A process that went on would wait for ever.
-    assert not (ddp / "bad" / "run.json").exists() and not (fsdp2 / "bad" / "run.json").exists()
+    # Labels that are no category; rows with and without pictures, and matrices in shards for Muon. A process that went
+    # on would wait for ever.
+    assert not [out for out in (ddp / "bad", fsdp2 / "bad", fsdp2 / "bad_muon") if (out / "run.json").exists()]
 
 
 def test_a_model_of_the_hub_is_recorded_with_its_commit(ddp):
@@ -941,8 +944,13 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"frozen": "visual"}, "goes with tuning: full"), ({"tuning": "full", "frozen": "vison"}, "matches no weight")],
+    [
+        ({"frozen": "visual"}, "goes with tuning: full"),
+        ({"tuning": "full", "frozen": "vison"}, "matches no weight"),
+        ({"tuning": "full", "frozen": r"^model\.", "muon_learning_rate": 0.01}, "no matrix within the towers"),
+    ],
 )
-def test_freezing_nothing_is_refused(tmp_path, rows, settings, message):
+def test_freezing_nothing_and_muon_on_what_is_frozen_are_refused(tmp_path, rows, settings, message):
     with pytest.raises(ValueError, match=message):
         train(arguments(rows, tmp_path / "run", **settings))
+    assert not (tmp_path / "run" / "run.json").exists()
