@@ -432,13 +432,15 @@ def test_an_untrained_guard_trains_and_then_judges(tmp_path, stock):
     stock.save_pretrained(tmp_path / "plain")
     model = ROUTES["class"](tmp_path / "plain", dtype=torch.float32)
     labels = torch.tensor([3, 7])
-    before = model(**INPUTS, safety_labels=labels)  # an evaluation before training
+    before = model(**INPUTS, safety_labels=labels, picture_categories=labels)  # an evaluation before training
     assert before.safety_loss > 0 and before.img_safety_logits is None and before.img_safety_probs is None
+    assert before.picture_safety_logits is None
     model.train()
     optimizer = torch.optim.AdamW(model.img_safety_head.parameters(), lr=1e-2)
     for step in range(40):
-        output = model(**INPUTS, do_safety=True, safety_labels=labels)
-        assert output.img_safety_logits is not None  # for the metrics of the training loop
+        output = model(**INPUTS, do_safety=True, safety_labels=labels, picture_categories=labels)
+        # For the metrics of the training loop.
+        assert output.img_safety_logits is not None and output.picture_safety_logits is not None
         assert (output.img_safety_probs is None) == (step == 0)
         output.loss.backward()
         optimizer.step()

@@ -308,6 +308,14 @@ def test_labels_of_pictures_count_as_much_as_labels_of_rows(tmp_path, pairs):
     parts = [trainer.compute_loss(model, dict(half), num_items_in_batch=counts) for half in halves]
     assert_close(sum(parts), expected.loss, atol=1e-5, rtol=1e-5)
 
+    trainer.class_weights = torch.linspace(0.5, 2, 20)
+    scores = torch.cat([expected.img_safety_logits, expected.picture_safety_logits])
+    labels = torch.cat([whole["safety_labels"], whole["picture_categories"]])
+    by_torch = F.cross_entropy(scores, labels, weight=trainer.class_weights, ignore_index=-100)
+    sums = trainer._sums(model, whole)
+    assert_close(sums.safety_losses.sum() / sums.label_weights.sum(), by_torch, atol=1e-5, rtol=1e-5)
+    assert_close(trainer._get_num_items_in_batch(halves, "cpu")[1], sums.label_weights.sum(), atol=1e-5, rtol=1e-5)
+
 
 def test_the_guard_alone_refuses_labels_of_pictures(tmp_path, pairs):
     with pytest.raises(ValueError, match="data has picture_safety_labels, which guard_only cannot learn"):
