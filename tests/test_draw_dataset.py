@@ -145,6 +145,9 @@ def test_a_pair_has_the_label_of_its_only_harm_and_none_for_two(tmp_path):
         assert harms == set(refused) and len(row["picture_safety_labels"]) == 2
     assert {len(row["images"]) for row in rows} == {2}
     assert {None, "safe"} < {row["safety_label"] for row in rows}
+    options = ["--taxonomy", "own", "--num", 3, "--pairs", "--safe-share", 0.5, "--unlabelled"]
+    unlabelled = dataset(tmp_path / "unlabelled", *options)
+    assert {row[name] for row in unlabelled for name in ("safety_label", "picture_safety_labels")} == {None}
 
 
 def test_shares_styles_and_missing_labels_are_as_asked(tmp_path):

@@ -317,6 +317,26 @@ def test_labels_of_pictures_count_as_much_as_labels_of_rows(tmp_path, pairs):
     assert_close(trainer._get_num_items_in_batch(halves, "cpu")[1], sums.label_weights.sum(), atol=1e-5, rtol=1e-5)
 
 
+def test_balanced_class_weights_are_those_of_all_labels_of_rows_and_pictures(tmp_path, pairs):
+    settings = {"learning_rate": 1e-12, "guard_learning_rate": 1e-12, "max_steps": 1, "class_weights": "balanced"}
+    metrics = train(arguments(pairs, tmp_path / "run", eval_data=[str(pairs["eval"])], **settings))
+    trainer = build_trainer(pairs, tmp_path / "unused", lora=False)
+    batch = trainer.data_collator(trainer.train_dataset.examples)
+    del batch["picture_rows"]
+    with torch.no_grad():
+        output = trainer.model.eval()(**batch)
+    labels = torch.cat([batch["safety_labels"], batch["picture_categories"]])
+    known = labels[labels != -100].numpy()
+    weights = torch.ones(20)
+    weights[np.unique(known)] = torch.tensor(
+        compute_class_weight("balanced", classes=np.unique(known), y=known), dtype=torch.float32
+    )
+    assert len(weights.unique()) > 2  # they matter
+    scores = torch.cat([output.img_safety_logits, output.picture_safety_logits])
+    expected = F.cross_entropy(scores, labels, weight=weights)
+    assert_close(metrics["eval_safety_loss"], expected.item(), atol=1e-5, rtol=1e-5)
+
+
 def test_the_guard_alone_refuses_labels_of_pictures(tmp_path, pairs):
     with pytest.raises(ValueError, match="data has picture_safety_labels, which guard_only cannot learn"):
         train(arguments(pairs, tmp_path / "run", tuning="guard_only"))
