@@ -13,6 +13,7 @@ from benchmarks.report import make_row
 
 
 NUM_PICTURES = 300
+KEYS = (*FIGURES, "growth", "pipeline", "training", "import", "help")
 
 
 def run(wanted, dry=False):
@@ -20,16 +21,14 @@ def run(wanted, dry=False):
     Measures what is wanted.
 
     Args:
-        wanted (`Callable`): whether to measure a key of `FIGURES`, "growth", "pipeline", "training", "import" or
-            "help"; it is asked when its turn has come.
+        wanted (`Callable`): whether to measure one of `KEYS`; it is asked when its turn has come.
         dry (`bool`): a tiny model on small workloads.
 
-    Returns:
-        `dict`: "figures", a list of rows as [`make_row`] returns them; "growth", as [`measure_growth`] does.
+    Yields:
+        `tuple`: ("figures", a list of [`make_row`]'s rows) or ("growth", what [`measure_growth`] returns)
     """
     shapes = ["tiny"] if dry else ["mid", "demo"]
     quick = DRY_RUN if dry else {}
-    rows, growth = [], None
 
     for shape in shapes:
         models = build_models(shape)
@@ -39,9 +38,9 @@ def run(wanted, dry=False):
             figure = figure.shrunk() if dry else figure
             settings = quick or {"seconds": 8.0}
             measure_peak = partial(measure_in_child, key, shape=shape, shrink=dry)
-            rows += measure_rows(figure, models, shape, measure_peak, **settings)
+            yield "figures", measure_rows(figure, models, shape, measure_peak, **settings)
         if shape == shapes[0] and wanted("growth"):
-            growth = measure_growth(models, dry)
+            yield "growth", measure_growth(models, dry)
         del models
 
     shape = shapes[0]
@@ -50,17 +49,16 @@ def run(wanted, dry=False):
             paths = package.write_pictures(folder, 8 if dry else NUM_PICTURES, longest=200 if dry else 1600)
             measured = package.measure_pipeline(shape, paths, num_chunks=2 if dry else 15)
         labels = ('`pipeline("image-safety")`, pictures/s', "`guard()` on ready tensors", f"{len(paths)} files")
-        rows.append(make_row(*labels, shape, 0.80, measured, at_least=True))
+        yield "figures", [make_row(*labels, shape, 0.80, measured, at_least=True)]
     if wanted("training"):
         workload = Workload(prompts=2, words_after=60)
         measured = package.measure_training(shape, workload.shrunk() if dry else workload, **quick)
         labels = ("training step with both losses", "stock's, LM loss alone, same LoRA", str(workload))
-        rows.append(make_row(*labels, shape, 1.02, measured))
+        yield "figures", [make_row(*labels, shape, 1.02, measured)]
     if wanted("import"):
         measured = package.measure_import(**{"seconds": 0.0, "num_warmups": 1, **quick})
         labels = ("`import safeqwen`, CPU time", "importing stock's classes", "a process each")
-        rows.append(make_row(*labels, shape, 1.05, measured))
+        yield "figures", [make_row(*labels, shape, 1.05, measured)]
     if wanted("help"):
         measured = package.measure_help(num_runs=2 if dry else 15)
-        rows.append(make_row("`safeqwen --help`", "", "a process", shape, 0.5, measured, unit=" s"))
-    return {"figures": rows, "growth": growth}
+        yield "figures", [make_row("`safeqwen --help`", "", "a process", shape, 0.5, measured, unit=" s")]

@@ -7,12 +7,14 @@ memory, run once in a process of its own ([`benchmarks.memory`]).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from benchmarks.measure import interleave, peak_memory, summarize
+from benchmarks.measure import interleave, peak_memory, summarize, time_parts
 from benchmarks.models import Workload, build_inputs
 from benchmarks.report import make_row
+from safeqwen.hub.modeling_safeqwen import CACHE
 
 
 NUM_HARMS = 19
@@ -30,7 +32,7 @@ class Figure:
         ours, theirs (`Callable`): of (models, inputs, workload).
         name, against (`str`): what these are.
         workload, against_workload (`Workload`): what they are run on; the second is the first, if not given.
-        time_bar, memory_bar (`float`): what the ratios must not exceed; without a bar memory is not measured.
+        time_bar, memory_bar (`float`, *optional*): what the ratios must not exceed; memory is measured for a bar only.
         judged_on (`str`): the one size that the bars are for, if not for all.
         num_pairs (`int`): at least.
     """
@@ -85,8 +87,24 @@ def guard(models, inputs, workload):
 
 
 def ask_about_each_harm(models, inputs, workload):
-    """Yes or no, of the next token's logits: a prompt a harm."""
+    """Yes or no, of the next token's logits: a prompt a harm, each with the picture."""
     return models.stock(**inputs, logits_to_keep=1).logits[:, -1, :2].softmax(dim=-1)
+
+
+def ask_after_one_picture(models, inputs, workload):
+    """The same, but the picture is read once, and the questions, as a batch, come behind what is kept of it."""
+    end, num_prompts = inputs["input_ids"].shape[1] - workload.words_after, len(inputs["input_ids"])
+    by_token = {name: inputs[name][:1, :end] for name in inputs if name not in ("pixel_values", "image_grid_thw")}
+    pixels = {name: inputs[name][: len(inputs[name]) // num_prompts] for name in ("pixel_values", "image_grid_thw")}
+    cache = models.stock(**by_token, **pixels, logits_to_keep=1, use_cache=True)[CACHE]
+    cache.batch_repeat_interleave(num_prompts)
+    words = inputs["input_ids"][:, end:]
+    # The library, called by hand, counts from 0 here; text goes on behind the last row and column of the picture.
+    positions = torch.arange(end, end + workload.words_after, device=words.device) + models.stock.model.rope_deltas[0]
+    output = models.stock(
+        input_ids=words, position_ids=positions.expand(3, *words.shape), **{CACHE: cache}, logits_to_keep=1
+    )
+    return output.logits[:, -1, :2].softmax(dim=-1)
 
 
 def answer(models, inputs, workload):
@@ -160,12 +178,20 @@ FIGURES = {
     ),
     "harms": Figure(
         f"one forward for {NUM_HARMS} harms",
-        "a yes-no prompt a harm, batched",
+        "a yes-no prompt a harm with the picture, batched",
         forward,
         ask_about_each_harm,
         Workload(),
         Workload(prompts=NUM_HARMS, words_after=POLICY_TOKENS),
         time_bar=0.10,
+    ),
+    "questions": Figure(
+        f"one forward for {NUM_HARMS} harms",
+        "the same questions, batched, on one prefill of the picture",
+        forward,
+        ask_after_one_picture,
+        Workload(),
+        Workload(prompts=NUM_HARMS, words_after=POLICY_TOKENS),
     ),
     "flagged": Figure(
         "flagged at the prefill",
@@ -190,6 +216,8 @@ def measure_rows(figure, models, shape, measure_peak, **settings):
         settings: those of [`interleave`].
     """
     rows = [figure.make_row(shape, measure_time(figure, models, **settings))]
+    if rows[0]["met"] is False:
+        rows[0]["parts"] = measure_parts(figure, models)
     if figure.memory_bar is not None:
         peaks = {side: measure_peak(side) for side in ("ours", "theirs")}
         peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
@@ -210,10 +238,15 @@ def _prepare(models, function, workload):
 
 
 @torch.no_grad()
+def measure_parts(figure, models):
+    """`{"ours": parts, "theirs": parts}`, as [`time_parts`] returns them."""
+    all_models = (models.guarded, models.stock, models.card)
+    return {side: time_parts(partial(_prepare(models, *way), 0), all_models) for side, way in figure.sides().items()}
+
+
+@torch.no_grad()
 def measure_memory(figure, models, side):
-    """Bytes that one of a figure's ways needs over the weights, at their highest."""
+    """Bytes that one of a figure's ways needs over the weights, its inputs among them, at their highest."""
     function, workload = figure.sides()[side]
-    # Threads, libraries and caches of the first call are nobody's; the real one is to be the first of its size.
-    _prepare(models, function, workload.shrunk())(0)
-    run = _prepare(models, function, workload)
-    return peak_memory(lambda: run(0), models.device.type)
+    _prepare(models, function, workload.shrunk())(0)  # what libraries keep from their first call is nobody's
+    return peak_memory(lambda: _prepare(models, function, workload)(0), models.device.type)

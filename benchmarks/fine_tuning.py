@@ -8,7 +8,7 @@ seed, and measures on held-out drawings
 - the verdict: share of right categories, of 500;
 - the answer: share of answers that refuse or help as they should, and that are right to the word, of the same 500;
 - the old tasks: the same of 380 drawings of HoliSafe's categories, which the demo was built on;
-- the time of the command, from start to end.
+- the time of the command on one core, from start to end.
 
 Writes a JSON file and a Markdown table to stdout.
 """
@@ -16,6 +16,7 @@ Writes a JSON file and a Markdown table to stdout.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from PIL import Image
 
 from safeqwen import DEMO_CHECKPOINT, load
 from safeqwen.export import load_run
+from safeqwen.provenance import git_commit, package_versions
 
 
 ROOT = Path(__file__).parents[1]
@@ -77,9 +79,11 @@ def measure(way, seed, folder):
     output = folder / "runs" / f"{way.replace(' ', '_').replace(',', '')}-{seed}"
     words = [word.format(folder=folder) for word in WAYS[way]]
     command = [sys.executable, "-m", "safeqwen", "train", *words, "--seed", str(seed), "--output_dir", str(output)]
-    if not (output / "final").exists():
+    if not (output / "seconds.json").exists():  # or it was killed
+        shutil.rmtree(output, ignore_errors=True)
         started = time.monotonic()
-        subprocess.run([*command, "--feature_cache", str(output / "features")], check=True, cwd=ROOT)
+        one_core = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--feature_cache", str(output / "features")], check=True, cwd=ROOT, env=one_core)
         (output / "seconds.json").write_text(json.dumps(time.monotonic() - started))
     metrics = json.loads((output / "run.json").read_text(encoding="utf-8"))["metrics"]
     model, processor = load_run(output, dtype=torch.float32)
@@ -133,7 +137,9 @@ def main(argv=None):
     before = {f"old_answer_{k}": v for k, v in score(answer(model, processor, args.folder / "old")).items()}
     before |= {f"new_answer_{k}": v for k, v in score(answer(model, processor, args.folder / "held_out")).items()}
     results = [measure(way, seed, args.folder) for seed in args.seeds for way in WAYS]
-    args.out.write_text(json.dumps({"before": before, "runs": results}, indent=2) + "\n")
+    made_with = {"commit": git_commit(), "versions": package_versions(("torch", "transformers", "peft", "pillow"))}
+    record = {**made_with, "before": before, "runs": results}
+    args.out.write_text(json.dumps(record, indent=2) + "\n")
     print(table(results, before))
     return 0
 

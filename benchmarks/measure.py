@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DRY_RUN = {"num_pairs": 2, "seconds": 0.0, "num_warmups": 1}  # of `interleave`, to see that it runs
+# Of what the time of a call is made up, by the names of the modules.
+PARTS = {"vision tower": "model.visual", "language model": "model.language_model", "logits": "lm_head"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "flash-attn", "bitsandbytes", "torchao", "pillow")
 
 
@@ -93,8 +95,11 @@ def peak_memory(function, device):
     """
     Bytes that the tensors of `function()` take, beyond those that were there before it, at their highest.
 
-    Torch's allocator counts them, on a CPU as on a GPU: the same number on every run. The resident set of a process
-    differs by up to 4 % from run to run, where differences of 1 % are to be seen.
+    On a CPU those that the calling thread makes, as torch's profiler hears of them: the same number on every run,
+    where the resident set of a process differs by up to 4 %.
+
+    Raises:
+        RuntimeError: if nothing was allocated: a measurement that failed is not to pass for a small one.
     """
     import torch
 
@@ -105,7 +110,7 @@ def peak_memory(function, device):
         before = torch.cuda.memory_allocated()
         function()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return _above_zero(torch.cuda.max_memory_allocated() - before)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         function()
@@ -114,7 +119,50 @@ def peak_memory(function, device):
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     events = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
-    return max(accumulate(event["args"]["Bytes"] for event in events), default=0)
+    return _above_zero(max(accumulate(event["args"]["Bytes"] for event in events), default=0))
+
+
+def _above_zero(peak):
+    if peak <= 0:
+        raise RuntimeError("no allocation was seen, so that there is no peak to report; is torch's profiler at work?")
+    return peak
+
+
+def time_parts(function, models, num_runs=5):
+    """
+    Median milliseconds of `function()`, and of the parts of these models that it calls.
+
+    Returns:
+        `dict[str, float]`: of the whole ("all") and of each name of `PARTS`.
+    """
+    seconds, handles = {}, []
+
+    def begin(module, args, kwargs):
+        synchronize()
+        module._began = time.perf_counter()
+
+    def end(name):
+        def stop(module, args, output):
+            synchronize()
+            seconds[name][-1] += time.perf_counter() - module._began
+
+        return stop
+
+    for name, path in PARTS.items():
+        seconds[name] = []
+        for model in models:
+            part = model.get_submodule(path)
+            handles += [part.register_forward_pre_hook(begin, with_kwargs=True), part.register_forward_hook(end(name))]
+    seconds["all"] = []
+    try:
+        for _ in range(num_runs):
+            for name in PARTS:
+                seconds[name].append(0.0)
+            seconds["all"].append(timed(lambda _: function()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 
 def process_seconds(command, wall=False):

@@ -12,14 +12,15 @@ def make_row(figure, against, on, model, bar, measured, *, at_least=False, unit=
 
     Args:
         figure, against, on, model (`str`): what was measured, compared with what, at which work, by which model.
-        bar (`float`): what the value must not exceed, or must reach if `at_least`.
+        bar (`float`, *optional*): what the value must not exceed, or must reach if `at_least`.
         measured (`dict`): "ratio", the value, in `unit`, and what else is worth keeping: "quartiles", seconds.
         judged (`bool`): whether the bar is one for this model.
     """
     value = measured["ratio"]
-    met = (value >= bar if at_least else value <= bar) if judged else None
+    met = None if bar is None or not judged else value >= bar if at_least else value <= bar
     labels = {"figure": figure, "against": against, "on": on, "model": model}
-    return {**labels, "value": value, "unit": unit, "bar": bar, "at_least": at_least, "met": met, **measured}
+    bars = {"bar": bar, "at_least": at_least, "judged": judged and bar is not None, "met": met}
+    return {**labels, "value": value, "unit": unit, **bars, **measured}
 
 
 def number(value):
@@ -43,19 +44,38 @@ def figures_table(rows):
         grouped.setdefault((row["figure"], row["against"], row["on"]), {})[row["model"]] = row
     for (figure, against, on), by_model in grouped.items():
         first = next(iter(by_model.values()))
-        bar = f"{'>=' if first['at_least'] else '<='} {first['bar']:.2f}{first['unit']}"
+        sign = ">=" if first["at_least"] else "<="
+        bar = "" if first["bar"] is None else f"{sign} {first['bar']:.2f}{first['unit']}"
         cells = [cell(by_model[model]) if model in by_model else "" for model in models]
         lines.append(f"| {figure} | {against} | {on} | {bar} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def cell(row):
-    """`0.743 (0.739-0.750)`, with "missed" where the bar was not reached."""
+    """`0.743 (0.739-0.750)`, with "missed" where the bar was not reached, "no bar" where it is not for this model."""
     text = number(row["value"]) + row["unit"]
     if "quartiles" in row:
         low, high = row["quartiles"]
         text += f" ({number(low)}-{number(high)})"
-    return f"{text} missed" if row["met"] is False else text
+    if row["met"] is False:
+        return f"{text} missed"
+    return text if row["judged"] or row["bar"] is None else f"{text}, no bar"
+
+
+def parts_text(rows):
+    """Of what the times of figures that missed their bar are made up, `""` if none did."""
+    lines = []
+    for row in rows:
+        if "parts" in row:
+            ways = []
+            for side, parts in row["parts"].items():
+                named = {name: ms for name, ms in parts.items() if name != "all"}
+                named["all else"] = parts["all"] - sum(named.values())
+                shares = ", ".join(f"{name} {ms:.1f}" for name, ms in named.items())
+                ways.append(f"{row['figure'] if side == 'ours' else row['against']} {parts['all']:.1f} ms ({shares})")
+            lines.append(f"- on {row['model']}: {'; '.join(ways)}")
+    title = "Where the time of what missed its bar goes, medians of five calls:"
+    return "\n".join([title, "", *lines]) if lines else ""
 
 
 def throughput_table(rows):
@@ -68,9 +88,10 @@ def throughput_table(rows):
             lines.append(f"| {row['setting']} | {row['way'] or ''} | {row['error'].replace('|', '/')} | | | | | |")
             continue
         roof = "" if row["roof_share"] is None else f"{row['roof_share']:.0%}"
+        speed = "" if row["tflops_per_s"] is None else f"{row['tflops_per_s']:.1f}"
         lines.append(
             f"| {row['setting']} | {row['way']} | {row['pictures_per_s']:.1f} | {row['tokens_per_s']:,.0f} "
-            f"| {row['weights_gib']:.2f} | {row['peak_gib']:.2f} | {row['tflops_per_s']:.1f} | {roof} |"
+            f"| {row['weights_gib']:.2f} | {row['peak_gib']:.2f} | {speed} | {roof} |"
         )
     return "\n".join(lines)
 
@@ -79,18 +100,25 @@ def growth_text(growth):
     names = {"prompts": "batch", "picture_tokens": "picture tokens", "pictures": "pictures a prompt"}
     parts = []
     for sweep, curves in growth.items():
-        ways = [f"{way} {curve['exponent']:.2f}" for way, curve in curves.items() if way != "sizes"]
-        parts.append(f"{names[sweep]} {min(curves['sizes']):,}-{max(curves['sizes']):,}: {', '.join(ways)}")
-    return f"Exponents of the time: {'; '.join(parts)}."
+        sizes = curves["sizes"]
+        ways = [
+            f"{way} {curve['exponent']:.2f} ({curve['last_exponent']:.2f})"
+            for way, curve in curves.items()
+            if way != "sizes"
+        ]
+        parts.append(f"{names[sweep]} {sizes[0]:,}-{sizes[-1]:,} ({sizes[-2]:,}-{sizes[-1]:,}): {', '.join(ways)}")
+    return f"Exponents of the time, and in brackets those of the last step alone: {'; '.join(parts)}."
 
 
 def machine_text(results):
     machine = results["machine"]
-    where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
+    on_gpu = results["suite"] == "gpu" and not results["dry"]
+    where = machine["gpu"] if on_gpu else f"{machine['processor']}, {machine['cores']} cores"
+    commit, *dirty = (machine["commit"] or "unknown").split("-")
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{where}, {machine['memory_gib']:.0f} GiB; Python {machine['python']}, {versions}; commit "
-        f"{(machine['commit'] or 'unknown')[:12]}; {results['date']}; {results['minutes']:.0f} minutes."
+        f"{where}, {machine['memory_gib']:.0f} GiB, load {machine['load_average']:.1f}; Python {machine['python']}, "
+        f"{versions}; commit {'-'.join([commit[:12], *dirty])}; {results['date']}; {results['minutes']:.0f} minutes."
     )
 
 
@@ -99,6 +127,8 @@ def markdown(results):
     parts = [f"`{results['command']}`", machine_text(results), figures_table(results["figures"])]
     if results["dry"]:
         parts.insert(0, "A dry run: these numbers mean nothing.")
+    if reasons := parts_text(results["figures"]):
+        parts.append(reasons)
     if results.get("throughput"):
         parts.append(throughput_table(results["throughput"]))
     if results.get("growth"):

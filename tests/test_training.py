@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from torch.testing import assert_close
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import safeqwen_cli
-from safeqwen import DEMO_CHECKPOINT, provenance
+from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows, sample_weights
 from safeqwen.export import load_run
 from safeqwen.loading import load_base
@@ -876,28 +875,6 @@ def test_secrets_of_the_command_line_are_not_recorded(tmp_path, rows):
     record = (tmp_path / "run" / "run.json").read_text()
     assert "hf_" not in record and "--hub_token '***' '--hub-token=***' --seed 3" in record
     assert not (tmp_path / "run" / "final" / "training_args.bin").exists()
-
-
-def test_the_commit_that_is_recorded_is_that_of_our_own_repository_and_says_if_files_were_changed(
-    tmp_path, monkeypatch
-):
-    def git(*words):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
-
-    file = tmp_path / "training.py"
-    file.touch()
-    (tmp_path / "theirs.py").touch()
-    monkeypatch.setattr(provenance, "__file__", str(file))
-    git("init")
-    git("add", "theirs.py")
-    git("commit", "-m", "theirs")
-    assert provenance.git_commit() is None
-    git("add", "training.py")
-    git("commit", "-m", "ours")
-    assert re.fullmatch("[0-9a-f]{40}", provenance.git_commit())
-    file.write_text("changed")
-    assert re.fullmatch("[0-9a-f]{40}-dirty", provenance.git_commit())
 
 
 def test_a_long_prompt_that_is_labelled_does_not_stop_the_run_at_a_blank_row(tmp_path, rows):
