@@ -52,7 +52,8 @@ def run(wanted, dry=False):
         yield "figures", [make_row(*labels, shape, 0.80, measured, at_least=True)]
     if wanted("training"):
         workload = Workload(prompts=2, words_after=60)
-        measured = package.measure_training(shape, workload.shrunk() if dry else workload, **quick)
+        workload = workload.shrunk() if dry else workload
+        measured = package.measure_training(shape, workload, **quick)
         labels = ("training step with both losses", "stock's, LM loss alone, same LoRA", str(workload))
         yield "figures", [make_row(*labels, shape, 1.02, measured)]
     if wanted("import"):
