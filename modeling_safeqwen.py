@@ -607,7 +607,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if not judge:
             return output
         if isinstance(output, torch.Tensor):
-            if do_safety:
+            if do_safety and not hasattr(prefill.streamer, "put_verdict"):
                 logger.warning_once(
                     "generate(do_safety=True) returns its verdict with return_dict_in_generate=True only"
                 )

@@ -122,7 +122,7 @@ def add_judge(commands):
     output.add_argument("--json", action="store_true", help="one object a line, as documented below")
 
     model = judge.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: the demo, drawings only)")
+    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: demo, drawings only)")
     model.add_argument("--revision", help="branch, tag or commit of the repository")
     model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
     model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")

@@ -34,6 +34,8 @@ def main(argv=None):
         parser.error('matplotlib is missing: pip install ".[bench]"')
 
     os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
     from benchmarks import report
     from benchmarks.measure import describe_machine
 
@@ -42,6 +44,8 @@ def main(argv=None):
         parser.error(f"--only {' '.join(sorted(unknown))}: the figures of this suite are {' '.join(suite.KEYS)}")
     if args.readme and (args.only or args.dry):
         parser.error("--readme shows a whole run: leave out --only and --dry")
+    if args.suite == "gpu" and not args.dry and not torch.cuda.is_available():
+        parser.error("--suite gpu needs a GPU that torch can use; --dry tries it out on a CPU")
 
     def wanted(key):
         if args.only and key not in args.only:

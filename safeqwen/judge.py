@@ -55,6 +55,8 @@ def run(args):
     transformers.logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
+    if args.model == "demo" and not os.path.exists("demo"):  # as safeqwen train names it
+        args.model = None
     if args.model is None:
         print(DEMO_WARNING, file=sys.stderr)
     try:

@@ -224,6 +224,14 @@ def test_changes_since_the_commit_the_machine_and_its_load_are_told():
     assert report.machine_text({**results, "suite": "gpu"}).startswith("H100, ")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has a GPU")
+def test_without_a_gpu_its_suite_says_so(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit):
+        main(["--suite", "gpu", "--out", str(tmp_path / "results.json")])
+    assert "needs a GPU that torch can use; --dry" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

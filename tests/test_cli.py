@@ -65,6 +65,12 @@ def test_a_table_for_each_picture_and_a_reason_for_each_that_could_not_be_judged
     assert "words.png" in words and "gone.png" in gone
 
 
+def test_the_demo_may_be_named(pictures):
+    done = safeqwen("judge", "--json", "--model", "demo", pictures / "suicide.png")
+    assert done.returncode == 0 and lines(done)[0]["label"] == "suicide" and lines(done)[0]["model"] == "demo"
+    assert "demo checkpoint" in done.stderr
+
+
 def test_json_is_one_documented_object_a_line(pictures):
     done = safeqwen("judge", "--json", "--model", DEMO_CHECKPOINT, pictures / "suicide.png", pictures / "words.png")
     assert done.returncode == 1

@@ -1,8 +1,10 @@
 """`generate` says what stock Qwen2.5-VL says, to the token, and returns the verdict of its own prefill."""
 
 import dataclasses
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,6 +287,17 @@ def test_a_streamer_hears_the_verdict_before_the_answer(model):
     assert prompt == inputs["input_ids"].tolist() and end == "end"
     assert torch.equal(verdict, output.img_safety_probs)
     assert sum(answer, []) == output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_only_a_verdict_that_nobody_hears_is_warned_about(model, monkeypatch):
+    messages = []
+    monkeypatch.setattr(sys.modules[type(model).__module__].logger, "warning_once", messages.append)
+    settings = {**batch([5, CAT, 7]), "max_new_tokens": 1, "do_sample": False, "do_safety": True}
+    listener = SimpleNamespace(put=lambda value: None, end=lambda: None, put_verdict=lambda verdict: None)
+    model.generate(**settings, streamer=listener)
+    assert not messages
+    model.generate(**settings)
+    assert "return_dict_in_generate=True only" in messages[0]
 
 
 # ---------------------------------------------------------------------------------------------- conversations, threads
