@@ -220,7 +220,7 @@ def measure_rows(figure, models, shape, measure_peak, **settings):
         rows[0]["parts"] = measure_parts(figure, models)
     if figure.memory_bar is not None:
         peaks = {side: measure_peak(side) for side in ("ours", "theirs")}
-        peaks["ratio"] = peaks["ours"] / max(peaks["theirs"], 1)
+        peaks["ratio"] = peaks["ours"] / peaks["theirs"]
         rows.append(figure.make_row(shape, peaks, "peak memory"))
     return rows
 

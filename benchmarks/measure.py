@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -135,34 +136,27 @@ def time_parts(function, models, num_runs=5):
     Returns:
         `dict[str, float]`: of the whole ("all") and of each name of `PARTS`.
     """
-    seconds, handles = {}, []
+    runs, began, handles = [], {}, []
 
-    def begin(module, args, kwargs):
+    def begin(part, args):
         synchronize()
-        module._began = time.perf_counter()
+        began[part] = time.perf_counter()
 
-    def end(name):
-        def stop(module, args, output):
-            synchronize()
-            seconds[name][-1] += time.perf_counter() - module._began
-
-        return stop
+    def end(name, part, args, output):
+        synchronize()
+        runs[-1][name] += time.perf_counter() - began[part]
 
     for name, path in PARTS.items():
-        seconds[name] = []
-        for model in models:
-            part = model.get_submodule(path)
-            handles += [part.register_forward_pre_hook(begin, with_kwargs=True), part.register_forward_hook(end(name))]
-    seconds["all"] = []
+        for part in (model.get_submodule(path) for model in models):
+            handles += [part.register_forward_pre_hook(begin), part.register_forward_hook(partial(end, name))]
     try:
         for _ in range(num_runs):
-            for name in PARTS:
-                seconds[name].append(0.0)
-            seconds["all"].append(timed(lambda _: function()))
+            runs.append(dict.fromkeys(PARTS, 0.0))
+            runs[-1]["all"] = timed(lambda _: function())
     finally:
         for handle in handles:
             handle.remove()
-    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    return {name: 1000 * statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def process_seconds(command, wall=False):

@@ -16,10 +16,10 @@ def make_row(figure, against, on, model, bar, measured, *, at_least=False, unit=
         measured (`dict`): "ratio", the value, in `unit`, and what else is worth keeping: "quartiles", seconds.
         judged (`bool`): whether the bar is one for this model.
     """
-    value = measured["ratio"]
-    met = None if bar is None or not judged else value >= bar if at_least else value <= bar
+    value, judged = measured["ratio"], judged and bar is not None
+    met = (value >= bar if at_least else value <= bar) if judged else None
     labels = {"figure": figure, "against": against, "on": on, "model": model}
-    bars = {"bar": bar, "at_least": at_least, "judged": judged and bar is not None, "met": met}
+    bars = {"bar": bar, "at_least": at_least, "judged": judged, "met": met}
     return {**labels, "value": value, "unit": unit, **bars, **measured}
 
 

@@ -14,7 +14,6 @@ from benchmarks.__main__ import main
 from benchmarks.figures import FIGURES
 from benchmarks.measure import PARTS, fit_exponent, interleave, peak_memory, summarize, time_parts
 from benchmarks.models import Models, Workload, build_inputs, build_models
-from benchmarks.package import write_pictures
 
 
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -259,7 +258,7 @@ def test_what_was_measured_is_kept_where_the_next_figure_fails(tmp_path, monkeyp
 
 
 def test_pictures_are_of_mixed_size_and_format(tmp_path):
-    paths = write_pictures(tmp_path, 10, longest=300)
+    paths = package.write_pictures(tmp_path, 10, longest=300)
     assert len(paths) == 10 and {path.rpartition(".")[2] for path in paths} == {"jpg", "png", "webp"}
 
 
