@@ -4,45 +4,31 @@ from transformers import Qwen2_5_VLConfig
 
 
 # HoliSafe's taxonomy (arXiv 2506.04704), in the order of the released guard's output columns.
-HOLISAFE_CATEGORIES = (
-    "safe",
-    "gender_discrimination",
-    "race_discrimination",
-    "religion_discrimination",
-    "harassment",
-    "disability_discrimination",
-    "drug_related_hazards",
-    "property_crime",
-    "facial_data_exposure",
-    "identity_data_exposure",
-    "physical_self_injury",
-    "suicide",
-    "animal_abuse",
-    "obscene_gestures",
-    "physical_altercation",
-    "terrorism",
-    "weapon_related_violence",
-    "sexual_content",
-    "financial_advice",
-    "medical_advice",
+HOLISAFE_CATEGORIES = tuple(
+    """
+    safe gender_discrimination race_discrimination religion_discrimination harassment disability_discrimination
+    drug_related_hazards property_crime facial_data_exposure identity_data_exposure physical_self_injury suicide
+    animal_abuse obscene_gestures physical_altercation terrorism weapon_related_violence sexual_content
+    financial_advice medical_advice
+    """.split()
 )
-
-MODEL_CLASS = "modeling_safeqwen.SafeQwen2_5_VLForConditionalGeneration"
+# The token ids of the released model's chat prompt around one picture without text: system prompt and user's turn.
+RELEASED_PROMPT_IDS = {
+    "before": [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652],
+    "after": [151653, 151645, 198],
+}
+ARCHITECTURE = "SafeQwen2_5_VLForConditionalGeneration"
 AUTO_MAP = {
     "AutoConfig": "configuration_safeqwen.SafeQwen2_5_VLConfig",
-    "AutoModel": MODEL_CLASS,
-    "AutoModelForVision2Seq": MODEL_CLASS,  # transformers 4.x; gone in 5.x
-    "AutoModelForImageTextToText": MODEL_CLASS,
+    "AutoModel": f"modeling_safeqwen.{ARCHITECTURE}",
+    "AutoModelForVision2Seq": f"modeling_safeqwen.{ARCHITECTURE}",  # transformers 4.x; gone in 5.x
+    "AutoModelForImageTextToText": f"modeling_safeqwen.{ARCHITECTURE}",
+    "AutoModelForMultimodalLM": f"modeling_safeqwen.{ARCHITECTURE}",  # transformers 5.x
+    "AutoModelForCausalLM": f"modeling_safeqwen.{ARCHITECTURE}",  # where LLaMA-Factory looks
+    "AutoModelForImageClassification": "modeling_safeqwen.SafeQwen2_5_VLForImageClassification",
 }
-
-GUARD_FIELDS = (
-    "safety_categories",
-    "num_safety_categories",
-    "safety_head_hidden_scale",
-    "safety_num_hidden_layers",
-    "safety_loss_lambda",
-    "safety_untrained",
-)
+GUARD_FIELDS = ("safety_categories", "num_safety_categories", "safety_head_hidden_scale", "safety_num_hidden_layers")
+GUARD_FIELDS += ("safety_loss_lambda", "safety_prompt_ids")
 
 
 class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
@@ -54,24 +40,19 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     Args:
         safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20):
             Name of each output column of the guard, in order; two or more, no duplicates, none empty.
-        num_safety_categories (`int`, *optional*):
-            Only checked against the length of `safety_categories`; it need not be given.
+        num_safety_categories (`int`, *optional*): checked against the length of `safety_categories`.
         safety_head_hidden_scale (`float`, *optional*, defaults to 0.5):
             Width of the guard's hidden layers as a multiple of the language model's hidden size.
-        safety_num_hidden_layers (`int`, *optional*, defaults to 1):
-            Number of hidden layers in the guard; 0 makes it a linear probe.
-        safety_loss_lambda (`float`, *optional*, defaults to 1.0):
-            Weight of the safety loss beside the language-modelling loss.
-        safety_untrained (`list[str]`, *optional*):
-            Names of tensors (or of the whole guard, `"img_safety_head"`) beside this configuration that are random,
-            since they were saved before they were loaded or trained. The model does not judge with them. Written by
-            `save_pretrained`.
-        kwargs:
-            Everything `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
+        safety_num_hidden_layers (`int`, *optional*, defaults to 1): in the guard; 0 makes it a linear probe.
+        safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
+        safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's):
+            Token ids `"before"` and `"after"` the placeholders of a picture that is judged without text, as the chat
+            template makes them: for clients without a tokenizer, such as `AutoModelForImageClassification`.
+        auto_map (`dict`, *optional*): a folder's own entries are kept beside ours.
+        kwargs: what `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
 
     Raises:
-        ValueError: if the categories or the guard's shape make no sense, or `num_safety_categories` contradicts
-            `safety_categories`.
+        ValueError: if the categories or the guard's shape make no sense.
     """
 
     model_type = "qwen2_5_vl"
@@ -84,24 +65,42 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_head_hidden_scale=0.5,
         safety_num_hidden_layers=1,
         safety_loss_lambda=1.0,
-        safety_untrained=None,
+        safety_prompt_ids=None,
+        auto_map=None,
         **kwargs,
     ):
+        self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         super().__init__(**kwargs)
         # A checkpoint fetched from the Hub names its repository here ("repo--module.Class"). The code travels with
-        # every folder we save, so the map always points beside the weights.
-        self.auto_map = dict(AUTO_MAP)
-        self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
+        # every folder we save, so our entries always point beside the weights.
+        self.auto_map = {**(auto_map or {}), **AUTO_MAP}
         self.safety_head_hidden_scale = safety_head_hidden_scale
         self.safety_num_hidden_layers = safety_num_hidden_layers
         self.safety_loss_lambda = safety_loss_lambda
-        self.safety_untrained = list(safety_untrained or ())
-        self._check_guard(num_safety_categories)
+        self.safety_prompt_ids = safety_prompt_ids or {side: [*ids] for side, ids in RELEASED_PROMPT_IDS.items()}
+        check_categories(self.safety_categories, num_safety_categories)
+        for name, valid, expected in (
+            ("safety_head_hidden_scale", lambda value: value > 0, "a number above 0"),
+            ("safety_num_hidden_layers", lambda value: value >= 0 and value == int(value), "a whole number from 0"),
+            ("safety_loss_lambda", lambda value: 0 <= value < float("inf"), "a finite number from 0"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
 
     @property
     def num_safety_categories(self):
         """`int`: number of output columns of the guard."""
         return len(self.safety_categories)
+
+    @property
+    def id2label(self):
+        """`dict[int, str]`: the categories, where image classification looks for them."""
+        return dict(enumerate(self.safety_categories))
+
+    @id2label.setter
+    def id2label(self, value):
+        pass  # the library sets LABEL_0, LABEL_1, ...
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -114,7 +113,12 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     def to_dict(self):
         """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
         fields = {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
+        fields["architectures"] = [ARCHITECTURE]  # what a view of the model saves is the model
         text = fields["text_config"]
+        for part in (text, fields["vision_config"]):  # 4.57 reads both from text_config
+            part["architectures"] = [ARCHITECTURE]
+            if fields.get("dtype") is not None:
+                part["dtype"] = fields["dtype"]
         if text.get("rope_parameters"):  # transformers 5.x; 4.x knows these under other names or in another place
             rope = dict(text["rope_parameters"])
             text["rope_theta"] = rope.pop("rope_theta")
@@ -122,25 +126,18 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             text["tie_word_embeddings"] = self.tie_word_embeddings
         return fields
 
-    def _check_guard(self, num_safety_categories):
-        names = self.safety_categories
-        if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
-            raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
-        if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
-        if num_safety_categories is not None and num_safety_categories != len(names):
-            raise ValueError(
-                f"num_safety_categories is {num_safety_categories}, but safety_categories names {len(names)}; "
-                "leave num_safety_categories out, or give one name for each column"
-            )
-        for field, valid, expected in (
-            ("safety_head_hidden_scale", lambda value: value > 0, "a number above 0"),
-            ("safety_num_hidden_layers", lambda value: value >= 0 and value == int(value), "a whole number from 0"),
-            ("safety_loss_lambda", lambda value: 0 <= value < float("inf"), "a finite number from 0"),
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
-                raise ValueError(f"{field} must be {expected}, got {value!r}")
+
+def check_categories(names, num_names=None):
+    """Raises a ValueError unless `names` are two or more, `num_names` of them if that is given, and all different."""
+    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
+    if num_names is not None and num_names != len(names):
+        raise ValueError(
+            f"num_safety_categories is {num_names}, but safety_categories names {len(names)}; leave "
+            "num_safety_categories out, or give one name for each column"
+        )
 
 
 __all__ = ["SafeQwen2_5_VLConfig"]

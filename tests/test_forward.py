@@ -5,7 +5,7 @@ import torch
 from tiny import IMAGE, VERSION_4, VIDEO, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
 from torch.testing import assert_close
 
-from safeqwen.hub.modeling_safeqwen import Picture
+from safeqwen.hub.pictures_safeqwen import Picture
 
 
 CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
