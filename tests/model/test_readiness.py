@@ -2,14 +2,17 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tiny import (
+    CODE_FILES,
     DIGEST,
     INPUTS,
+    ROOT,
     ROUTES,
     TEXT_CONFIG,
     VISION_CONFIG,
@@ -35,22 +38,27 @@ def save_pretrained(model, folder):
     model.save_pretrained(folder)
 
 
-def save_state_dict(model, folder):
-    folder.mkdir()
+def save_config(model, folder):
+    folder.mkdir(exist_ok=True)
     model.config.save_pretrained(folder)
+    for name in CODE_FILES:  # a config of transformers 4.x brings its own file alone
+        shutil.copy(ROOT / name, folder)
+
+
+def save_state_dict(model, folder):
+    save_config(model, folder)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def save_released_names(model, folder):
-    folder.mkdir()
-    model.config.save_pretrained(folder)
+    save_config(model, folder)
     save_file(released_tensors(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def accelerates_save_model(model, folder):
     Accelerator(cpu=True).save_model(model, folder)
-    model.config.save_pretrained(folder)
+    save_config(model, folder)
 
 
 SAVES = {
