@@ -69,7 +69,6 @@ def test_it_answers_in_a_tuple_too(folder):
 def test_columns_are_named_by_the_categories(tmp_path, folder):
     view = view_of(folder)
     assert view.config.id2label == dict(enumerate(HOLISAFE_CATEGORIES))
-    assert view.config.label2id == {name: index for index, name in enumerate(HOLISAFE_CATEGORIES)}
     assert view.config.num_labels == 20
     own = write_released_folder(
         tmp_path / "own",
