@@ -34,10 +34,8 @@ StockOutput = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", mode
 
 def register_renames(cls):
     """
-    Teaches transformers 5.x the released names of our tensors.
-
-    It looks renames up by class name and skips classes it does not know: without this the language model of a released
-    folder would stay randomly initialised, behind plausible verdicts.
+    Teaches transformers 5.x the released names of our tensors. It looks them up by class name: without this the
+    language model of a released folder would stay randomly initialised, behind plausible verdicts.
     """
     for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # 5.0-5.5 know the model type only
         if (
@@ -66,57 +64,48 @@ def check_tensors(model, state_dict, files):
     tensors = [(current_name(name), tensor) for part in parts for name, tensor in part.items()]
     doubled = {name for name, count in Counter(name for name, _ in tensors).items() if count > 1}
     _refuse(doubled, "come twice, under two names or in two files")
-    floats = [name for name, tensor in tensors if tensor.is_floating_point() or name.endswith(DIGEST)]
-    quantized = getattr(model.config, "quantization_config", None) is not None
-    _refuse({n for n, _ in tensors if n.startswith(GUARD) or not quantized} - {*floats}, "hold integers, not weights")
+    integers = {name for name, tensor in tensors if not tensor.is_floating_point() and not name.endswith(DIGEST)}
+    _refuse({name for name in integers if not _is_quantized(model) or name.startswith(GUARD)}, "hold integers")
 
 
 def check_loaded(model, info):
     """
-    Says whether the checkpoint had a guard (`bool`). Without one it is a base to train from.
-
-    Args:
-        info (`dict`): the library's loading info.
-
-    Raises:
-        RuntimeError: if tensors of either tower or a part of the guard are missing, left over or of other shapes.
+    Returns whether the checkpoint had a guard, by the library's loading info; without one it is a base to train from.
+    Raises a RuntimeError if other tensors, or a part of the guard, are missing, left over or of other shapes.
     """
-    quantized = getattr(model.config, "quantization_config", None) is not None
     # 5.x lists mismatched tensors with both shapes, 4.x by name
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
     missing = {name for name in info["missing_keys"] if not name.endswith(DIGEST)}
     # what some quantisers store beside the weights is left over
-    surplus = {name for name in info["unexpected_keys"] if not quantized or name.startswith(GUARD)}
+    surplus = {name for name in info["unexpected_keys"] if not _is_quantized(model) or name.startswith(GUARD)}
     guard = {name for name, _ in model.named_parameters() if name.startswith(GUARD)}
-    started_anew = guard <= missing or mismatched & guard  # the latter by ignore_mismatched_sizes=True
-    _refuse(missing - (guard if started_anew else set()), "are missing")
+    starts_anew = guard <= missing or bool(mismatched & guard)  # the latter by ignore_mismatched_sizes=True
+    _refuse(missing - (guard if starts_anew else set()), "are missing")
     _refuse(surplus, "are left over: the config names fewer layers than the weights hold, or others")
     _refuse(mismatched - guard, "have other shapes than the config says")
-    return not started_anew
+    return not starts_anew
+
+
+def _is_quantized(model):
+    return getattr(model.config, "quantization_config", None) is not None
 
 
 def _refuse(names, what):
     if names:
-        examples = ", ".join(sorted(names)[:3])
         raise RuntimeError(
-            f"{len(names)} tensors {what}, e.g. {examples}. No model is built from a part, or a mixture, of saves: get "
-            "the whole folder anew, with the config.json that was saved with its weights"
+            f"{len(names)} tensors {what}, e.g. {', '.join(sorted(names)[:3])}. No model is made of a part, or a "
+            "mixture, of saves: get the whole folder anew, with the config.json that was saved with its weights"
         )
 
 
 def spare_guard(options):
-    """Adds the guard and `lm_head` to what `from_pretrained`'s options leave unquantised."""
+    """Adds guard and `lm_head` to what the `quantization_config` in `from_pretrained`'s options leaves as it is."""
     config = options.get("quantization_config")
-    if isinstance(config, dict):
-        config = AutoQuantizationConfig.from_dict(config)
     if config is not None:
-        config = options["quantization_config"] = copy.deepcopy(config)
-        fields = vars(config)
-    else:  # transformers 4.x
-        fields = options if options.get("load_in_8bit") or options.get("load_in_4bit") else {}
-        if fields:
-            fields.setdefault("llm_int8_skip_modules", None)
-    # The names of most quantisers, of bitsandbytes and of HQQ; GPTQ has none and quantises decoder layers only.
-    for name in {"modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"} & {*fields}:
-        spared = {"lm_head", GUARD, f"{GUARD}.mlp"}  # HQQ compares names without the layers' numbers
-        fields[name] = [*(fields[name] or ()), *sorted(spared - {*(fields[name] or ())})]
+        config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
+        # The names of most quantisers, of bitsandbytes and of HQQ; GPTQ has none and quantises decoder layers only.
+        for name in {"modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"} & {*vars(config)}:
+            own = getattr(config, name) or []
+            spared = ("lm_head", GUARD, f"{GUARD}.mlp")  # HQQ compares names without the layers' numbers
+            setattr(config, name, [*own, *(other for other in spared if other not in own)])
+        options["quantization_config"] = config

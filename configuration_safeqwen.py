@@ -18,13 +18,11 @@ RELEASED_PROMPT_IDS = {
     "after": [151653, 151645, 198],
 }
 ARCHITECTURE = "SafeQwen2_5_VLForConditionalGeneration"
+# Vision2Seq exists in transformers 4.x only, MultimodalLM in 5.x; LLaMA-Factory looks for CausalLM.
+AUTO_CLASSES = ("", "ForVision2Seq", "ForImageTextToText", "ForMultimodalLM", "ForCausalLM")
 AUTO_MAP = {
     "AutoConfig": "configuration_safeqwen.SafeQwen2_5_VLConfig",
-    "AutoModel": f"modeling_safeqwen.{ARCHITECTURE}",
-    "AutoModelForVision2Seq": f"modeling_safeqwen.{ARCHITECTURE}",  # transformers 4.x; gone in 5.x
-    "AutoModelForImageTextToText": f"modeling_safeqwen.{ARCHITECTURE}",
-    "AutoModelForMultimodalLM": f"modeling_safeqwen.{ARCHITECTURE}",  # transformers 5.x
-    "AutoModelForCausalLM": f"modeling_safeqwen.{ARCHITECTURE}",  # where LLaMA-Factory looks
+    **{f"AutoModel{suffix}": f"modeling_safeqwen.{ARCHITECTURE}" for suffix in AUTO_CLASSES},
     "AutoModelForImageClassification": "modeling_safeqwen.SafeQwen2_5_VLForImageClassification",
 }
 GUARD_FIELDS = ("safety_categories", "num_safety_categories", "safety_head_hidden_scale", "safety_num_hidden_layers")
@@ -35,31 +33,25 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     """
     A Qwen2.5-VL configuration with a guard.
 
-    `model_type` stays `qwen2_5_vl`, so that processors, PEFT, TRL and serving engines treat the folder as Qwen2.5-VL.
-
     Args:
         safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20):
             Name of each output column of the guard, in order; two or more, no duplicates, none empty.
         num_safety_categories (`int`, *optional*): checked against the length of `safety_categories`.
-        safety_head_hidden_scale (`float`, *optional*, defaults to 0.5):
-            Width of the guard's hidden layers as a multiple of the language model's hidden size.
+        safety_head_hidden_scale (`float`, *optional*, defaults to 0.5): width of the guard's hidden layers as a
+            multiple of the language model's hidden size.
         safety_num_hidden_layers (`int`, *optional*, defaults to 1): in the guard; 0 makes it a linear probe.
         safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
-        safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's):
-            Token ids `"before"` and `"after"` the placeholders of a picture that is judged without text, as the chat
-            template makes them: for clients without a tokenizer, such as `AutoModelForImageClassification`.
-        auto_map (`dict`, *optional*): a folder's own entries are kept beside ours.
+        safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's): token ids `"before"`
+            and `"after"` the placeholders of a picture that is judged without text, for clients without a tokenizer.
         kwargs: what `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
-
-    Raises:
-        ValueError: if the categories or the guard's shape make no sense.
     """
 
-    model_type = "qwen2_5_vl"
+    model_type = "qwen2_5_vl"  # for processors, PEFT, TRL and serving engines it is Qwen2.5-VL
     _auto_class = "AutoConfig"  # makes save_pretrained copy this file and write the auto_map
 
     def __init__(
         self,
+        # fmt: off
         safety_categories=None,
         num_safety_categories=None,
         safety_head_hidden_scale=0.5,
@@ -68,25 +60,25 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_prompt_ids=None,
         auto_map=None,
         **kwargs,
+        # fmt: on
     ):
         self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         super().__init__(**kwargs)
-        # A checkpoint fetched from the Hub names its repository here ("repo--module.Class"). The code travels with
-        # every folder we save, so our entries always point beside the weights.
+        # A checkpoint from the Hub names its repository here; but the code travels with every folder that is saved.
         self.auto_map = {**(auto_map or {}), **AUTO_MAP}
         self.safety_head_hidden_scale = safety_head_hidden_scale
         self.safety_num_hidden_layers = safety_num_hidden_layers
         self.safety_loss_lambda = safety_loss_lambda
         self.safety_prompt_ids = safety_prompt_ids or {side: [*ids] for side, ids in RELEASED_PROMPT_IDS.items()}
         check_categories(self.safety_categories, num_safety_categories)
-        for name, valid, expected in (
-            ("safety_head_hidden_scale", lambda value: value > 0, "a number above 0"),
-            ("safety_num_hidden_layers", lambda value: value >= 0 and value == int(value), "a whole number from 0"),
-            ("safety_loss_lambda", lambda value: 0 <= value < float("inf"), "a finite number from 0"),
+        for name, lowest, kinds in (
+            ("safety_head_hidden_scale", 1e-9, (int, float)),
+            ("safety_num_hidden_layers", 0, int),
+            ("safety_loss_lambda", 0, (int, float)),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number (whole, of layers) from {lowest}, got {value!r}")
 
     @property
     def num_safety_categories(self):
@@ -106,14 +98,15 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     def from_dict(cls, config_dict, **kwargs):
         """As the parent's, with overrides of the guard's fields checked like the folder's own fields."""
         override = {key: kwargs.pop(key) for key in [*kwargs] if key in GUARD_FIELDS}
-        if "safety_categories" in override:  # the folder's count is that of the folder's categories
-            override.setdefault("num_safety_categories", None)
+        if "safety_categories" in override:
+            override.setdefault("num_safety_categories", None)  # the folder's counts its own categories
         return super().from_dict({**config_dict, **override}, **kwargs)
 
     def to_dict(self):
         """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
         fields = {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
         fields["architectures"] = [ARCHITECTURE]  # what a view of the model saves is the model
+        fields.pop("label2id", None)
         text = fields["text_config"]
         for part in (text, fields["vision_config"]):  # 4.57 reads both from text_config
             part["architectures"] = [ARCHITECTURE]
@@ -134,10 +127,7 @@ def check_categories(names, num_names=None):
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
     if num_names is not None and num_names != len(names):
-        raise ValueError(
-            f"num_safety_categories is {num_names}, but safety_categories names {len(names)}; leave "
-            "num_safety_categories out, or give one name for each column"
-        )
+        raise ValueError(f"num_safety_categories is {num_names}, but safety_categories are {len(names)}; leave it out")
 
 
 __all__ = ["SafeQwen2_5_VLConfig"]

@@ -14,9 +14,7 @@ IGNORED = -100  # no label
 
 class SafetyHead(nn.Module):
     """
-    An MLP from pooled features `(..., hidden_size)` to logits `(..., num_safety_categories)`.
-
-    Two tensors say whether it may judge, and travel with it by every way of saving, casting, copying and sharding:
+    An MLP. Two tensors say whether it may judge, and travel along when it is saved, cast, copied or sharded:
 
     - **the last bias** starts as zeros and moves with the first step of training: all zeros means untrained;
     - **`categories_digest`** (uint8, 32 bytes) is the sha256 of the category names that the columns were trained for.
@@ -42,18 +40,13 @@ class SafetyHead(nn.Module):
         return self.mlp(pooled.to(self.mlp[0].weight.dtype)).float()  # half-precision logits lose small probabilities
 
     def seal(self, categories):
-        """
-        Writes down what the columns mean: the names (`list[str]`) that they are trained for, or first judged by.
-
-        Raises:
-            ValueError: in training mode, if the guard was trained for other names.
-        """
+        """Writes down what the columns mean: the names that they are trained for (ValueError if for others before)."""
         if self._digest() not in _digests(categories):
             trained, known = self._is_trained(), any(self._digest())
             if self.training and trained and known:
                 raise ValueError(f"cannot go on training: {self.refusal(categories)}")
             if self.training or trained and not known:
-                self.write_digest(categories)
+                self._set_digest(_digests(categories)[0])
 
     def refusal(self, categories):
         """Why these weights cannot judge by these names (`str`), or `None` if they can."""
@@ -61,21 +54,17 @@ class SafetyHead(nn.Module):
         if digest == declared:
             return None
         if not self._is_trained():
-            return (
-                "the guard (img_safety_head) was never trained; load a SafeQwen checkpoint (a base first and then its "
-                "adapter), or train the guard with safety_labels"
-            )
+            return "img_safety_head was never trained; load a SafeQwen checkpoint, or train it with safety_labels"
         if any(digest) and digest != names:
             return (
-                "the guard (img_safety_head) was trained for other categories, or in another order, than "
-                f"config.safety_categories {categories}; correct the config, or load with ignore_mismatched_sizes=True "
-                "to start a new guard, which then needs training"
+                f"img_safety_head was trained for other categories, or in another order, than {categories}; correct "
+                "the config, or load with ignore_mismatched_sizes=True to start a new guard, which then needs training"
             )
         return None
 
-    def write_digest(self, categories, declared=False):
-        """Seals the columns with their names; `declared` guards count as trained even with a last bias of zeros."""
-        self._set_digest(_digests(categories)[declared])
+    def declare(self, categories):
+        """Seals the guard as trained for these names, even with a last bias of zeros."""
+        self._set_digest(_digests(categories)[1])
 
     @torch.no_grad()
     def start_anew(self, std):
@@ -97,14 +86,10 @@ class SafetyHead(nn.Module):
     def _set_digest(self, digest):
         self.categories_digest.copy_(torch.tensor(list(digest), dtype=torch.uint8))
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        own = {prefix + name for name, _ in self.named_parameters()}
-        if lacking := own - state_dict.keys():
-            if lacking != own:
-                errors.append(f"a guard of two saves would be a mixture; it lacks {', '.join(sorted(lacking))}")
-        else:
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if f"{prefix}mlp.{len(self.mlp) - 1}.bias" in state_dict:  # a guard that was saved without a digest
             state_dict.setdefault(prefix + DIGEST, torch.zeros_like(self.categories_digest))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _digests(categories):
@@ -117,13 +102,8 @@ def pool(hidden_states, pictures, granularity="prompt"):
     """
     What the guard scores: float32 means, since a sum of a thousand fp16 tokens loses the tail.
 
-    Args:
-        hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): after the last norm.
-        pictures (`list[Picture]`): in the order of the prompts.
-
-    Returns:
-        `torch.FloatTensor`: `(prompts with a picture, hidden_size)`, for "image" `(num_pictures, hidden_size)`, for
-        "patch" the `(picture tokens, hidden_size)` themselves.
+    `(batch_size, sequence_length, hidden_size)` states and their `list[Picture]` -> `(prompts with a picture,
+    hidden_size)`, or by "image" `(num_pictures, hidden_size)`, or by "patch" the `(picture tokens, hidden_size)`.
     """
     if not pictures:
         return hidden_states[:, :0].flatten(0, 1).float()  # no rows, but with a gradient, which DDP wants
@@ -137,7 +117,7 @@ def pool(hidden_states, pictures, granularity="prompt"):
 
 
 def arrange(rows, pictures, batch_size, granularity="prompt"):
-    """What was made of `pool`'s rows, in the shape that `guard` documents; NaN for prompts without a picture."""
+    """What was made of `pool`'s rows, in the shape that `guard` documents."""
     if granularity == "patch":
         return [part.unflatten(0, p.shape) for part, p in zip(rows.split([p.size for p in pictures]), pictures)]
     if granularity == "image":
@@ -152,20 +132,17 @@ def verdict_loss(scores, labels):
     return loss / labels.ne(IGNORED).sum().clamp(min=1)
 
 
-def check_labels(name, labels, is_labelable, num_categories):
-    """Raises a ValueError unless labels are integers, one for each of `is_labelable`, in range and where they may be."""
-    if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.long, torch.int):
-        got = getattr(labels, "dtype", type(labels).__name__)
-        raise ValueError(f"{name} must be a tensor of integers (torch.long), got {got}")
-    if labels.shape != (len(is_labelable),):
-        raise ValueError(
-            f"{name} must have one label for each of {len(is_labelable)}, got shape {tuple(labels.shape)}"
-        )
+def check_labels(name, labels, num_expected, num_categories, rows=None):
+    """Raises a ValueError unless labels are as many integers, in range, and those but -100 at one of `rows`."""
+    is_whole = getattr(labels, "dtype", None) in (torch.long, torch.int)
+    if not is_whole or labels.shape != (num_expected,):
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if hasattr(labels, "dtype") else type(labels).__name__
+        raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({num_expected},), got {got}")
     for index, label in enumerate(labels.tolist()):
-        if label != IGNORED and not is_labelable[index]:
-            raise ValueError(f"{name}[{index}] is {label}, but prompt {index} holds no picture: use -100")
         if label != IGNORED and not 0 <= label < num_categories:
             raise ValueError(
                 f"{name} holds {label}, but the config has {num_categories} categories (0-{num_categories - 1}, or "
                 "-100 for none); was the data labelled with another taxonomy?"
             )
+        if label != IGNORED and rows is not None and index not in rows:
+            raise ValueError(f"{name}[{index}] is {label}, but prompt {index} holds no picture: use -100")

@@ -1,18 +1,17 @@
 """
-SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704).
+SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704), which maps the mean of the last hidden states
+over a prompt's picture tokens to one logit per safety category. Tokens and text logits stay the base model's.
 
-The guard averages the last hidden states of a prompt's picture tokens and maps them to one logit per safety category.
-This file adds that, and nothing else, to transformers' Qwen2.5-VL: tokens and logits stay the base model's.
-
-Beside it: `guard_safeqwen` (the guard, and when it may judge), `pictures_safeqwen` (where pictures stand),
-`compat_safeqwen` (facts about versions of transformers), `configuration_safeqwen`. Read `forward` first.
+Read `forward` first. `guard_safeqwen` holds the guard, and says when it may judge; `pictures_safeqwen` finds pictures;
+`compat_safeqwen` holds facts about versions of transformers.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -41,12 +40,11 @@ PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "vide
 @dataclass
 class SafeQwen2_5_VLVerdict(ModelOutput):
     """
-    A verdict on pictures: both fields float32, and `None` when the batch holds none.
+    A verdict: both fields float32, `None` if there is no picture, and of the shapes that `guard` documents.
 
     Args:
-        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`):
-            Scores, of the shape that `guard` documents for each granularity.
-        img_safety_probs (the same): softmax of the logits over the categories, in [0, 1].
+        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`): scores.
+        img_safety_probs (the same): their softmax over the categories, in [0, 1].
     """
 
     img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
@@ -54,19 +52,16 @@ class SafeQwen2_5_VLVerdict(ModelOutput):
 
     @classmethod
     def of(cls, logits):
-        parts = [part.softmax(dim=-1) for part in (logits if isinstance(logits, list) else [logits])]
-        return cls(logits, parts if isinstance(logits, list) else parts[0])
+        is_list = isinstance(logits, list)
+        return cls(logits, [part.softmax(dim=-1) for part in logits] if is_list else logits.softmax(dim=-1))
 
 
 @dataclass
-class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
+class SafeQwen2_5_VLCausalLMOutputWithPast(SafeQwen2_5_VLVerdict, StockOutput):
     """
-    What Qwen2.5-VL's forward returns, and the verdict as in [`SafeQwen2_5_VLVerdict`]; without probabilities while the
-    guard is untrained.
+    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, when `labels` or `safety_labels` are given):
-            Language-modelling loss + `safety_loss_lambda` * `safety_loss`, or the one of them that was asked for.
         safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
             Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
         picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
@@ -74,40 +69,28 @@ class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
     """
 
     rope_deltas: torch.LongTensor | None = None  # transformers 4.x
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
     safety_loss: torch.FloatTensor | None = None
     picture_safety_logits: torch.FloatTensor | None = None
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
-    """
-    What `generate` returns with a verdict: also the fields of [`SafeQwen2_5_VLVerdict`], of the prefill, whatever the
-    beams or returned sequences; and `safety_flagged` (`torch.BoolTensor` of shape `(batch_size,)`, *optional*, when
-    `safety_threshold` is given): which prompts were stopped after the prefill.
-    """
+class SafeQwen2_5_VLGenerateOutput(SafeQwen2_5_VLVerdict, GenerateDecoderOnlyOutput):
+    """What `generate` returns with the prefill's verdict, whatever the beams or returned sequences."""
 
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    safety_flagged: torch.BoolTensor | None = None
+    safety_flagged: torch.BoolTensor | None = None  # (batch_size,): stopped after the prefill by `safety_threshold`
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
+class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLVerdict, GenerateBeamDecoderOnlyOutput):
     """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
 
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
     safety_flagged: torch.BoolTensor | None = None
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     """
-    Qwen2.5-VL with a guard over its pictures.
-
-    Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit; on transformers 5.x
-    it also places the pictures of inputs that come without `mm_token_type_ids`, which the library takes for text.
+    Qwen2.5-VL with a guard over its pictures. Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` to the
+    bit; on 5.x it also places the pictures of inputs without `mm_token_type_ids`, which the library takes for text.
     """
 
     config_class = SafeQwen2_5_VLConfig
@@ -132,27 +115,29 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        # fmt: off
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
         past_key_values=None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        video_grid_thw: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict | None = None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        mm_token_type_ids=None,
+        second_per_grid_ts=None,
+        logits_to_keep=0,
+        mm_encoder_outputs=None,
         cache=None,
-        do_safety: bool = False,
-        granularity: str = "prompt",
-        safety_labels: torch.LongTensor | None = None,
-        picture_categories: torch.LongTensor | None = None,  # Trainer would want "*labels" in every batch
+        do_safety=False,
+        granularity="prompt",
+        safety_labels=None,
+        picture_categories=None,
         **kwargs,
+        # fmt: on
     ):
         """
         Qwen2.5-VL's forward, with a verdict on the prompt's pictures. Parameters that are not listed are Qwen2.5-VL's.
@@ -160,55 +145,50 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Args:
             do_safety (`bool`): judge the pictures among `input_ids`.
             granularity (`str`): what one verdict of `do_safety` is about, as in `guard`.
-            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the
-                loss, and the verdict; of an untrained guard logits alone, and in training mode only.
-            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*): beside `safety_labels`,
-                the category of each picture or video by itself, in the order of the prompts, or -100 for none.
+            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): category of each prompt in
+                [0, num_safety_categories), or -100 for none. Adds the safety loss, and the verdict; an untrained guard
+                gives logits alone, and in training mode only.
+            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*): beside them the category of
+                each picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
 
         Raises:
-            RuntimeError: on `do_safety` alone in training mode, where dropout makes verdicts random, or if the guard
-                is untrained or was trained for other categories.
+            RuntimeError: on `do_safety` alone in training mode, or if `refusal` has a reason.
             FloatingPointError: outside of training, if the features or scores of a picture are not finite.
             ValueError: if pictures, placeholders, masks and labels do not fit together.
         """
         cache = past_key_values if cache is None else cache
-        judge = do_safety or safety_labels is not None or picture_categories is not None
+        has_pictures = pixel_values is not None or pixel_values_videos is not None
         token_types = None if input_ids is None else find_token_types(input_ids, self.config)  # (batch, sequence)
+        judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
             self._check_request(input_ids, granularity, safety_labels, picture_categories)
-            encoded = pixel_values is None and pixel_values_videos is None and mm_encoder_outputs
-            inputs = None if encoded else (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            pictures = self._find_pictures(token_types, attention_mask, inputs)
-            self._check_labels(safety_labels, picture_categories, pictures, len(input_ids))
+            pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+            encoded = not has_pictures and mm_encoder_outputs  # `generate` encodes pictures, having looked at them
+            pictures = self._find_pictures(token_types, attention_mask, None if encoded else pixels)
+            rows, num_categories = {picture.row for picture in pictures}, self.config.num_safety_categories
+            if safety_labels is not None:
+                check_labels("safety_labels", safety_labels, len(input_ids), num_categories, rows)
+            if picture_categories is not None:
+                check_labels("picture_categories", picture_categories, len(pictures), num_categories)
             if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
                 raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
-
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
-            has_pictures = pixel_values is not None or pixel_values_videos is not None
             kwargs["mm_token_type_ids"] = token_types if has_pictures and input_ids is not None else mm_token_type_ids
         if mm_encoder_outputs:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        # fmt: off
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
-            return_dict=True,
-            **{CACHE: cache},
-            **kwargs,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw, second_per_grid_ts=second_per_grid_ts, use_cache=use_cache,
+            return_dict=True, **{CACHE: cache}, **kwargs,
         )
+        # fmt: on
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the last norm
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
 
-        loss, verdict, safety = None, SafeQwen2_5_VLVerdict(), {}
+        loss, verdict, safety = None, {}, {}
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
@@ -217,42 +197,34 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             ready = self.refusal() is None
             if pictures and (ready or self.training):
                 verdict = SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(input_ids), granularity))
+                verdict["img_safety_probs"] = verdict.img_safety_probs if ready else None
         if safety_labels is not None:
-            targets = safety_labels.to(scores.device).long()[sorted({picture.row for picture in pictures})]
+            targets = safety_labels.to(scores.device).long()[sorted(rows)]
             if picture_categories is not None:
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
-                scores = torch.cat([scores, alone])
-                safety["picture_safety_logits"] = alone if verdict else None
+                scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
             safety["safety_loss"] = verdict_loss(scores, targets)
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
-            if not ready:
-                verdict.pop("img_safety_probs", None)
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return SafeQwen2_5_VLCausalLMOutputWithPast(loss=loss, logits=logits, **stock, **verdict, **safety)
 
     @torch.no_grad()
     def guard(self, granularity="prompt", **inputs):
         """
-        The verdict alone: no `lm_head`, no key-value cache, and nothing after the last picture is computed.
-
-        Attention is causal, so text after a picture could not move its verdict.
+        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal).
 
         Args:
-            granularity (`str`, *optional*, defaults to `"prompt"`): what one verdict is about.
+            granularity (`str`): what one verdict is about.
                 - `"prompt"`: fields of shape `(batch_size, num_safety_categories)`, NaN for prompts without a picture.
-                - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video pooled over its own tokens,
-                  in the order of the prompts.
-                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, in that order,
-                  over its merged patches; `(frames, rows, columns, num_safety_categories)` for a video.
-            inputs: what the processor returns, see `picture_states`.
+                - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video by itself, in their order.
+                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, over its merged
+                  patches; `(frames, rows, columns, num_safety_categories)` for a video.
+            inputs: what the processor returns.
 
         Returns:
-            [`SafeQwen2_5_VLVerdict`]
-
-        Raises:
-            RuntimeError, FloatingPointError, ValueError: as `forward`.
+            [`SafeQwen2_5_VLVerdict`], or what `forward` raises.
         """
         self._check_request(inputs.get("input_ids"), granularity)
         hidden_states, pictures = self.picture_states(**inputs)
@@ -263,120 +235,78 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     @torch.no_grad()
     def picture_states(
-        self,
-        input_ids,
-        attention_mask=None,
-        pixel_values=None,
-        image_grid_thw=None,
-        pixel_values_videos=None,
-        video_grid_thw=None,
-        second_per_grid_ts=None,
-        mm_token_type_ids=None,  # not needed
+        self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **pixels
     ):
         """
-        The last hidden states up to the last picture, `(batch_size, length, hidden_size)`, and the pictures
-        (`list[Picture]`); rows without a picture are zeros.
+        The last hidden states `(batch_size, length, hidden_size)` up to the last picture, zeros for prompts without
+        one; and the pictures (`list[Picture]`). Takes what the processor returns.
         """
+        if unknown := pixels.keys() - {*PICTURE_INPUTS}:
+            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}")
         token_types = find_token_types(input_ids, self.config)
-        inputs = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        pictures = self._find_pictures(token_types, attention_mask, inputs)
-        length = max((p.start + p.size for p in pictures), default=0)
-        rows = sorted({p.row for p in pictures})
+        pictures = self._find_pictures(token_types, attention_mask, [*map(pixels.get, PICTURE_INPUTS)])
+        rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
         states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
-        if not pictures:
-            return states, pictures
-        grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
-        prompt = {"input_ids": input_ids[rows, :length]}
-        prompt["attention_mask"] = None if attention_mask is None else attention_mask[rows, :length]
-        types = {"mm_token_type_ids": token_types[rows, :length]} if TAKES_TOKEN_TYPES else {}
-        timing = {"second_per_grid_ts": second_per_grid_ts, **types}
-        position_ids, _ = self.model.get_rope_index(**prompt, **grids, **timing)  # else kept on the module for others
-        pixels = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
-        outputs = self.model(position_ids=position_ids, use_cache=False, **prompt, **pixels, **grids, return_dict=True)
-        states = states.to(outputs.last_hidden_state)
-        states[rows] = outputs.last_hidden_state
+        if pictures:
+            mask = None if attention_mask is None else attention_mask[rows, :length]
+            prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
+            types = {"mm_token_type_ids": token_types[rows, :length]} if TAKES_TOKEN_TYPES else {}
+            grids = {name: pixels.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+            # Else the library keeps the positions on the module, where an answer in another thread needs its own.
+            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids, **types)
+            outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **pixels)
+            states = states.to(outputs.last_hidden_state)
+            states[rows] = outputs.last_hidden_state
         return states, pictures
 
-    def _find_pictures(self, token_types, attention_mask, inputs):
-        return find_pictures(token_types, attention_mask, inputs, self.config.vision_config.spatial_merge_size)
-
-    def _score(self, pooled):
-        """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
-        logits = self.img_safety_head(pooled, self.config.safety_categories)
-        if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
-            raise FloatingPointError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is an "
-                "overflow: load the model with dtype=torch.bfloat16 or torch.float32"
-            )
-        return logits
-
-    # --------------------------------------------------------------------------------------------------- the answer
-
-    def generate(
-        self,
-        inputs=None,
-        generation_config=None,
-        logits_processor=None,
-        *args,
-        do_safety: bool = False,
-        safety_threshold: float | None = None,
-        granularity: str = "prompt",
-        **kwargs,
-    ):
+    def generate(self, *args, do_safety=False, safety_threshold=None, granularity="prompt", **kwargs):
         """
         Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
 
         Args:
-            do_safety (`bool`): return the verdict; needs `return_dict_in_generate=True`, for tokens alone have no place
-                for it, or a `streamer` with a method `put_verdict`, which is called with the
-                [`SafeQwen2_5_VLVerdict`] before the first token.
-            safety_threshold (`float` in [0, 1], *optional*): prompts whose unsafe probability, 1 - p(safe), is at least
-                this end after the prefill, with the end-of-sequence token. Implies `do_safety`. With
-                `granularity="image"` that of the worst of a prompt's pictures counts.
+            do_safety (`bool`): return the verdict. It needs `return_dict_in_generate=True`, or a `streamer` with a
+                method `put_verdict`, which is called with the [`SafeQwen2_5_VLVerdict`] before the first token.
+            safety_threshold (`float` in [0, 1], *optional*): prompts whose 1 - p(safe) is at least this, or that of
+                their worst picture with `granularity="image"`, end after the prefill. Implies `do_safety`.
             granularity (`str`): what one verdict is about, as in `guard`.
 
         Returns:
             [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary were
-            asked for; otherwise what the library returns.
-
-        Raises:
-            RuntimeError, FloatingPointError, ValueError: as `forward`.
-            ValueError: if a verdict or `safety_threshold` does not go with the other arguments.
+            asked for; otherwise what the library returns. Raises what `forward` does.
         """
-        input_ids = kwargs.get("input_ids", inputs)
+        kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
+        args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
         has_pictures = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
         if TAKES_TOKEN_TYPES and has_pictures and input_ids is not None:  # as in forward
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
         if not do_safety and safety_threshold is None:
-            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+            return super().generate(*args, **kwargs)
 
         self._check_request(input_ids, granularity)
-        eos_token_id = self._check_generation(safety_threshold, granularity, generation_config, kwargs)
+        eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
         token_types = find_token_types(input_ids, self.config)
-        found = self._find_pictures(token_types, kwargs.get("attention_mask"), [*map(kwargs.get, PICTURE_INPUTS)])
-        prefill = Prefill(found, len(input_ids), granularity, kwargs.get("streamer"), safety_threshold)
+        pictures = self._find_pictures(token_types, kwargs.get("attention_mask"), [*map(kwargs.get, PICTURE_INPUTS)])
+        prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
         if safety_threshold is not None:
+            prefill.threshold, prefill.eos_token_id = safety_threshold, eos_token_id
             prefill.safe_column = self.config.safety_categories.index("safe")
-            logits_processor = LogitsProcessorList([*(logits_processor or []), EndFlagged(prefill, eos_token_id)])
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), prefill])
         # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
         kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
-        output = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
-
+        output = super().generate(*args, **kwargs)
         if isinstance(output, torch.Tensor):
             if do_safety and not hasattr(prefill.streamer, "put_verdict"):
                 logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
             return output
-        beams = isinstance(output, GenerateBeamDecoderOnlyOutput)
-        with_verdict = SafeQwen2_5_VLGenerateBeamOutput if beams else SafeQwen2_5_VLGenerateOutput
+        is_beam = isinstance(output, GenerateBeamDecoderOnlyOutput)
+        with_verdict = SafeQwen2_5_VLGenerateBeamOutput if is_beam else SafeQwen2_5_VLGenerateOutput
         return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
 
     def prepare_inputs_for_generation(self, *args, prefill=None, **kwargs):
-        """As the library's."""
-        return super().prepare_inputs_for_generation(*args, **kwargs)
+        return super().prepare_inputs_for_generation(*args, **kwargs)  # forward has no business with `prefill`
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
-        prefill = model_kwargs.pop("prefill", None)
-        if prefill is not None:  # these are its outputs; the steps after it are the library's own
+        if prefill := model_kwargs.pop("prefill", None):  # these are its outputs; later steps are the library's own
             prefill.take(outputs.img_safety_logits)
             del model_kwargs["do_safety"], model_kwargs["granularity"]
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
@@ -387,71 +317,80 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """Why these weights cannot judge (`str`), or `None` if they can."""
         return self.img_safety_head.refusal(self.config.safety_categories)
 
-    def mark_trained(self):
-        """Declares the guard trained though its last bias is zero, as after LoRA on its own layers."""
-        self.img_safety_head.write_digest(self.config.safety_categories, declared=True)
+    def mark_trained(self, categories=None):
+        """
+        Declares the guard trained, by its present names or by others (`list[str]`) for the same columns: to rename
+        categories, and after LoRA on the guard's own layers, which leaves its last bias at zero.
+        """
+        categories = list(categories or self.config.safety_categories)
+        check_categories(categories, self.config.num_safety_categories)
+        self.img_safety_head.declare(categories)
+        self.config.safety_categories = categories
 
-    def rename_categories(self, names):
-        """Gives the guard's columns other names (`list[str]`) for the same meanings, in their order."""
-        check_categories(names, self.config.num_safety_categories)
-        if refusal := self.refusal():
-            raise RuntimeError(f"nothing to rename: {refusal}")
-        self.img_safety_head.write_digest(names)
-        self.config.safety_categories = list(names)
+    def _find_pictures(self, token_types, attention_mask, pixels):
+        return find_pictures(token_types, attention_mask, pixels, self.config.vision_config.spatial_merge_size)
+
+    def _score(self, pooled):
+        """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
+        logits = self.img_safety_head(pooled, self.config.safety_categories)
+        if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
+            raise FloatingPointError(
+                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
+                "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+            )
+        return logits
 
     def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
-        if granularity not in ("prompt", "image", "patch"):
-            raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
-        if safety_labels is None and picture_categories is not None:
-            raise ValueError("picture_categories need safety_labels beside them: -100 for prompts that have none")
-        if safety_labels is not None and granularity != "prompt":
-            raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
-        if not isinstance(input_ids, torch.Tensor):
-            raise ValueError("a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand")
-        if safety_labels is None and self.training:
-            raise RuntimeError(
-                "in training mode dropout makes verdicts random: call model.eval() first; in a training step pass "
-                "safety_labels, and the logits come with the loss"
-            )
-        if safety_labels is None and (refusal := self.refusal()):
-            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
+        judges = safety_labels is None
+        for wrong, what in (
+            (
+                granularity not in ("prompt", "image", "patch"),
+                f"no granularity of prompt, image, patch: {granularity!r}",
+            ),
+            (
+                judges and picture_categories is not None,
+                "picture_categories need safety_labels: -100 where there are none",
+            ),
+            (not judges and granularity != "prompt", "safety_labels go with granularity='prompt'"),
+            (
+                not isinstance(input_ids, torch.Tensor),
+                "a verdict needs input_ids, whose placeholders tell of pictures",
+            ),
+        ):
+            if wrong:
+                raise ValueError(what)
+        if judges and (refusal := "dropout makes verdicts random: call eval()" if self.training else self.refusal()):
+            raise RuntimeError(f"SafeQwen cannot judge with this model: {refusal}")
 
-    def _check_labels(self, safety_labels, picture_categories, pictures, batch_size):
-        rows = {picture.row for picture in pictures}
-        if safety_labels is not None:
-            has_picture = [row in rows for row in range(batch_size)]
-            check_labels("safety_labels", safety_labels, has_picture, self.config.num_safety_categories)
-        if picture_categories is not None:
-            each = [True] * len(pictures)
-            check_labels("picture_categories", picture_categories, each, self.config.num_safety_categories)
-
-    def _check_generation(self, threshold, granularity, generation_config, kwargs):
+    def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
-        configs = (generation_config, self.generation_config)
 
         def setting(name):
+            configs = (kwargs.get("generation_config"), self.generation_config)
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), None)
 
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         categories, eos_token_id = self.config.safety_categories, setting("eos_token_id")
         is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-        assisted = setting("prompt_lookup_num_tokens") or kwargs.get("assistant_model") is not None
         for wrong, what in (
-            (kwargs.get("inputs_embeds") is not None, "a verdict does not go with inputs_embeds: pass input_ids"),
-            (kwargs.get("mm_encoder_outputs"), "a verdict does not go with mm_encoder_outputs: pass pixel_values"),
-            (kwargs.get("assistant_model") is not None, "a verdict does not go with assistant_model: leave it out"),
-            (cache is not None and cache.get_seq_length(), "a verdict does not go with a kept cache: leave it out"),
-            (setting("prefill_chunk_size"), "a verdict does not go with prefill_chunk_size: leave it out"),
+            (kwargs.get("inputs_embeds") is not None, "inputs_embeds: pass input_ids"),
+            (kwargs.get("mm_encoder_outputs"), "mm_encoder_outputs: pass pixel_values"),
+            (kwargs.get("assistant_model") is not None, "assistant_model: leave it out"),
+            (cache is not None and cache.get_seq_length(), "a kept cache: pass the whole conversation without it"),
+            (setting("prefill_chunk_size"), "prefill_chunk_size: leave it out"),
         ):
             if wrong:
-                raise ValueError(what)
+                raise ValueError(f"there is no verdict with {what}")
         for wrong, what in (
             (not is_number or not 0 <= threshold <= 1, f"must be a probability in [0, 1], got {threshold!r}"),
             ("safe" not in categories, f"is compared with 1 - p(safe), but no category is 'safe': {categories}"),
             (granularity == "patch", "judges prompts or images, not patches: pass granularity='image'"),
             (eos_token_id is None, "ends flagged answers with eos_token_id, but none is set: pass one"),
-            (assisted, "does not go with assisted decoding, which looks at the scores before the verdict is there"),
+            (
+                setting("prompt_lookup_num_tokens"),
+                "does not go with assisted decoding, where scores precede the verdict",
+            ),
         ):
             if wrong and threshold is not None:
                 raise ValueError(f"safety_threshold {what}")
@@ -462,14 +401,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """
-        As the library's, but a backbone that is not whole is refused. A missing guard is left to be trained; with
-        `ignore_mismatched_sizes=True` a guard of other categories starts anew.
-
-        A `quantization_config` that is given here is applied to everything but the guard and `lm_head`.
-
-        Raises:
-            RuntimeError: if weights and config do not fit together.
-            ValueError: if the path is an adapter's.
+        As the library's, but weights that do not fit the config are refused (RuntimeError). A missing guard is left to
+        be trained; with `ignore_mismatched_sizes=True` one of other categories starts anew. A `quantization_config`
+        that is given here leaves guard and `lm_head` as they are.
         """
         path, config = pretrained_model_name_or_path, kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
@@ -480,12 +414,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
         for name in GUARD_FIELDS:  # fields of the config that are given here are left in the other configuration, too
             vars(model.generation_config).pop(name, None)
-        head, categories = model.img_safety_head, model.config.safety_categories
+        head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
             options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
             saved, _ = cls.config_class.get_config_dict(path, **options)
             head.seal(cls.config_class.from_dict(saved).safety_categories)
-        if head.refusal(categories) and kwargs.get("ignore_mismatched_sizes"):
+        if kwargs.get("ignore_mismatched_sizes") and head.refusal(model.config.safety_categories):
             head.start_anew(model.config.text_config.initializer_range)
         return (model, info) if output_loading_info else model
 
@@ -518,44 +452,30 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
     main_input_name = "pixel_values"
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, image_grid_thw: torch.LongTensor, **kwargs):
+    def forward(self, pixel_values, image_grid_thw, **kwargs):
         """
-        `guard`'s logits of pictures, each under the prompt of `config.safety_prompt_ids`.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`), image_grid_thw
-                (`torch.LongTensor` of shape `(num_pictures, 3)`): as the image processor returns them.
-
-        Returns:
-            [`~transformers.modeling_outputs.ImageClassifierOutput`] with float32 `logits` of shape
-            `(num_pictures, num_safety_categories)`; `config.id2label` names the columns.
+        `guard`'s logits `(num_pictures, num_safety_categories)`, float32, of pictures as the image processor returns
+        them, each under the prompt of `config.safety_prompt_ids`. `config.id2label` names the columns.
         """
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
         if max(*before, *after) >= self.config.text_config.vocab_size:
             raise ValueError("config.safety_prompt_ids exceed the vocabulary; set those of this model's chat template")
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
-        masks = [torch.ones_like(row) for row in rows]
-        inputs = [torch.nn.utils.rnn.pad_sequence(part, True).to(pixel_values.device) for part in (rows, masks)]
-        ids, mask = inputs
-        verdict = self.guard(
-            input_ids=ids, attention_mask=mask, pixel_values=pixel_values, image_grid_thw=image_grid_thw
-        )
+        inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
+        inputs = {name: pad_sequence(part, True).to(pixel_values.device) for name, part in inputs.items()}
+        verdict = self.guard(**inputs, pixel_values=pixel_values, image_grid_thw=image_grid_thw)
         return ImageClassifierOutput(logits=verdict.img_safety_logits)
 
 
-@dataclass
-class Prefill:
-    """What a call of `generate` wants of its prefill, and the verdict that comes of it. It travels with the call."""
+class Prefill(LogitsProcessor):
+    """What one call of `generate` wants of its prefill, and the verdict that comes of it; it travels with the call."""
 
-    pictures: list
-    batch_size: int
-    granularity: str
-    streamer: object = None
-    threshold: float | None = None
-    safe_column: int | None = None
-    verdict: SafeQwen2_5_VLVerdict = field(default_factory=SafeQwen2_5_VLVerdict)
-    flagged: torch.BoolTensor | None = None  # (batch_size,)
+    threshold = flagged = None  # flagged: (batch_size,) bools
+
+    def __init__(self, pictures, batch_size, granularity, streamer):
+        self.pictures, self.batch_size, self.granularity, self.streamer = pictures, batch_size, granularity, streamer
+        self.verdict = SafeQwen2_5_VLVerdict()
 
     def take(self, logits):
         """Keeps the verdict; of prompts that were repeated for beams or samples that of the first copy."""
@@ -578,20 +498,13 @@ class Prefill:
         if hasattr(self.streamer, "put_verdict"):
             self.streamer.put_verdict(self.verdict)
 
-
-class EndFlagged(LogitsProcessor):
-    """Leaves the prompts that the prefill flagged nothing to say but the end of the sequence."""
-
-    def __init__(self, prefill, eos_token_id):
-        self.prefill, self.eos_token_id = prefill, eos_token_id
-
     def __call__(self, input_ids, scores):
-        if self.prefill.flagged is None:
+        """Leaves the prompts that were flagged nothing to say but the end of the sequence."""
+        if self.flagged is None:
             return scores
         end = torch.full_like(scores, -float("inf"))
         end[:, self.eos_token_id] = 0.0
-        flagged = self.prefill.flagged.to(scores.device)
-        flagged = flagged.repeat_interleave(scores.shape[0] // flagged.shape[0])  # one a beam
+        flagged = self.flagged.to(scores.device).repeat_interleave(len(scores) // len(self.flagged))  # one a beam
         return torch.where(flagged[:, None], end, scores)
 
 

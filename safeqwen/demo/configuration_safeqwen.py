@@ -1,1 +1,133 @@
-from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig  # noqa: F401  the one source, in the installed package
+"""Configuration of SafeQwen2.5-VL: Qwen2.5-VL's own, plus the guard's shape and the names of its categories."""
+
+from transformers import Qwen2_5_VLConfig
+
+
+# HoliSafe's taxonomy (arXiv 2506.04704), in the order of the released guard's output columns.
+HOLISAFE_CATEGORIES = tuple(
+    """
+    safe gender_discrimination race_discrimination religion_discrimination harassment disability_discrimination
+    drug_related_hazards property_crime facial_data_exposure identity_data_exposure physical_self_injury suicide
+    animal_abuse obscene_gestures physical_altercation terrorism weapon_related_violence sexual_content
+    financial_advice medical_advice
+    """.split()
+)
+# The token ids of the released model's chat prompt around one picture without text: system prompt and user's turn.
+RELEASED_PROMPT_IDS = {
+    "before": [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652],
+    "after": [151653, 151645, 198],
+}
+ARCHITECTURE = "SafeQwen2_5_VLForConditionalGeneration"
+# Vision2Seq exists in transformers 4.x only, MultimodalLM in 5.x; LLaMA-Factory looks for CausalLM.
+AUTO_CLASSES = ("", "ForVision2Seq", "ForImageTextToText", "ForMultimodalLM", "ForCausalLM")
+AUTO_MAP = {
+    "AutoConfig": "configuration_safeqwen.SafeQwen2_5_VLConfig",
+    **{f"AutoModel{suffix}": f"modeling_safeqwen.{ARCHITECTURE}" for suffix in AUTO_CLASSES},
+    "AutoModelForImageClassification": "modeling_safeqwen.SafeQwen2_5_VLForImageClassification",
+}
+GUARD_FIELDS = ("safety_categories", "num_safety_categories", "safety_head_hidden_scale", "safety_num_hidden_layers")
+GUARD_FIELDS += ("safety_loss_lambda", "safety_prompt_ids")
+
+
+class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
+    """
+    A Qwen2.5-VL configuration with a guard.
+
+    Args:
+        safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20):
+            Name of each output column of the guard, in order; two or more, no duplicates, none empty.
+        num_safety_categories (`int`, *optional*): checked against the length of `safety_categories`.
+        safety_head_hidden_scale (`float`, *optional*, defaults to 0.5): width of the guard's hidden layers as a
+            multiple of the language model's hidden size.
+        safety_num_hidden_layers (`int`, *optional*, defaults to 1): in the guard; 0 makes it a linear probe.
+        safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
+        safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's): token ids `"before"`
+            and `"after"` the placeholders of a picture that is judged without text, for clients without a tokenizer.
+        kwargs: what `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
+    """
+
+    model_type = "qwen2_5_vl"  # for processors, PEFT, TRL and serving engines it is Qwen2.5-VL
+    _auto_class = "AutoConfig"  # makes save_pretrained copy this file and write the auto_map
+
+    def __init__(
+        self,
+        # fmt: off
+        safety_categories=None,
+        num_safety_categories=None,
+        safety_head_hidden_scale=0.5,
+        safety_num_hidden_layers=1,
+        safety_loss_lambda=1.0,
+        safety_prompt_ids=None,
+        auto_map=None,
+        **kwargs,
+        # fmt: on
+    ):
+        self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
+        super().__init__(**kwargs)
+        # A checkpoint from the Hub names its repository here; but the code travels with every folder that is saved.
+        self.auto_map = {**(auto_map or {}), **AUTO_MAP}
+        self.safety_head_hidden_scale = safety_head_hidden_scale
+        self.safety_num_hidden_layers = safety_num_hidden_layers
+        self.safety_loss_lambda = safety_loss_lambda
+        self.safety_prompt_ids = safety_prompt_ids or {side: [*ids] for side, ids in RELEASED_PROMPT_IDS.items()}
+        check_categories(self.safety_categories, num_safety_categories)
+        for name, lowest, kinds in (
+            ("safety_head_hidden_scale", 1e-9, (int, float)),
+            ("safety_num_hidden_layers", 0, int),
+            ("safety_loss_lambda", 0, (int, float)),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number (whole, of layers) from {lowest}, got {value!r}")
+
+    @property
+    def num_safety_categories(self):
+        """`int`: number of output columns of the guard."""
+        return len(self.safety_categories)
+
+    @property
+    def id2label(self):
+        """`dict[int, str]`: the categories, where image classification looks for them."""
+        return dict(enumerate(self.safety_categories))
+
+    @id2label.setter
+    def id2label(self, value):
+        pass  # the library sets LABEL_0, LABEL_1, ...
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As the parent's, with overrides of the guard's fields checked like the folder's own fields."""
+        override = {key: kwargs.pop(key) for key in [*kwargs] if key in GUARD_FIELDS}
+        if "safety_categories" in override:
+            override.setdefault("num_safety_categories", None)  # the folder's counts its own categories
+        return super().from_dict({**config_dict, **override}, **kwargs)
+
+    def to_dict(self):
+        """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
+        fields = {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
+        fields["architectures"] = [ARCHITECTURE]  # what a view of the model saves is the model
+        fields.pop("label2id", None)
+        text = fields["text_config"]
+        for part in (text, fields["vision_config"]):  # 4.57 reads both from text_config
+            part["architectures"] = [ARCHITECTURE]
+            if fields.get("dtype") is not None:
+                part["dtype"] = fields["dtype"]
+        if text.get("rope_parameters"):  # transformers 5.x; 4.x knows these under other names or in another place
+            rope = dict(text["rope_parameters"])
+            text["rope_theta"] = rope.pop("rope_theta")
+            text["rope_scaling"] = rope
+            text["tie_word_embeddings"] = self.tie_word_embeddings
+        return fields
+
+
+def check_categories(names, num_names=None):
+    """Raises a ValueError unless `names` are two or more, `num_names` of them if that is given, and all different."""
+    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
+    if num_names is not None and num_names != len(names):
+        raise ValueError(f"num_safety_categories is {num_names}, but safety_categories are {len(names)}; leave it out")
+
+
+__all__ = ["SafeQwen2_5_VLConfig"]
