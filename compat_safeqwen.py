@@ -26,6 +26,8 @@ except ImportError:  # transformers 4.x renames the tensors of released folders 
 
 # transformers 5.3 on reads picture positions from mm_token_type_ids; before, the model found them in input_ids.
 TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.forward).parameters
+# transformers 5.x's `generate` encodes pictures before the prefill.
+TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in inspect.signature(Qwen2_5_VLModel.forward).parameters
 # transformers 5.24 on calls the key-value cache `cache`.
 CACHE = "cache" if "cache" in inspect.signature(Qwen2_5_VLModel.forward).parameters else "past_key_values"
 # transformers 5.24 on returns what the vision tower gave, too, and has an output class with these fields.

@@ -17,16 +17,9 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, Generat
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .compat_safeqwen import (
-    CACHE,
-    TAKES_TOKEN_TYPES,
-    StockOutput,
-    check_loaded,
-    check_tensors,
-    current_name,
-    register_renames,
-    spare_guard,
-)
+
+from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
+from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
 from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig, check_categories
 from .guard_safeqwen import DIGEST, GUARD, SafetyHead, arrange, check_labels, pool, verdict_loss
 from .pictures_safeqwen import find_pictures, find_token_types
@@ -34,6 +27,7 @@ from .pictures_safeqwen import find_pictures, find_token_types
 
 logger = logging.get_logger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+GRANULARITIES = ("prompt", "image", "patch")
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
 
@@ -114,31 +108,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     @can_return_tuple
     def forward(
-        self,
-        # fmt: off
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        pixel_values=None,
-        pixel_values_videos=None,
-        image_grid_thw=None,
-        video_grid_thw=None,
-        mm_token_type_ids=None,
-        second_per_grid_ts=None,
-        logits_to_keep=0,
-        mm_encoder_outputs=None,
-        cache=None,
-        do_safety=False,
-        granularity="prompt",
-        safety_labels=None,
-        picture_categories=None,
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
+        video_grid_thw=None, mm_token_type_ids=None, second_per_grid_ts=None, logits_to_keep=0, cache=None,
+        mm_encoder_outputs=None, do_safety=False, granularity="prompt", safety_labels=None, picture_categories=None,
         **kwargs,
-        # fmt: on
-    ):
+    ):  # fmt: skip
         """
         Qwen2.5-VL's forward, with a verdict on the prompt's pictures. Parameters that are not listed are Qwen2.5-VL's.
 
@@ -158,13 +133,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         cache = past_key_values if cache is None else cache
         has_pictures = pixel_values is not None or pixel_values_videos is not None
-        token_types = None if input_ids is None else find_token_types(input_ids, self.config)  # (batch, sequence)
         judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
             self._check_request(input_ids, granularity, safety_labels, picture_categories)
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            encoded = not has_pictures and mm_encoder_outputs  # `generate` encodes pictures, having looked at them
-            pictures = self._find_pictures(token_types, attention_mask, None if encoded else pixels)
+            if TAKES_ENCODED_PICTURES and mm_encoder_outputs and not has_pictures:  # `generate` has compared the grids
+                pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
+            pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
             rows, num_categories = {picture.row for picture in pictures}, self.config.num_safety_categories
             if safety_labels is not None:
                 check_labels("safety_labels", safety_labels, len(input_ids), num_categories, rows)
@@ -173,7 +148,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
                 raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
-            kwargs["mm_token_type_ids"] = token_types if has_pictures and input_ids is not None else mm_token_type_ids
+            derives = has_pictures and input_ids is not None
+            kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
         if mm_encoder_outputs:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         # fmt: off
@@ -243,14 +219,15 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         if unknown := pixels.keys() - {*PICTURE_INPUTS}:
             raise TypeError(f"expected what the processor returns, got {sorted(unknown)}")
-        token_types = find_token_types(input_ids, self.config)
-        pictures = self._find_pictures(token_types, attention_mask, [*map(pixels.get, PICTURE_INPUTS)])
+        pictures = find_pictures(input_ids, attention_mask, [*map(pixels.get, PICTURE_INPUTS)], self.config)
         rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
         states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
         if pictures:
             mask = None if attention_mask is None else attention_mask[rows, :length]
             prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
-            types = {"mm_token_type_ids": token_types[rows, :length]} if TAKES_TOKEN_TYPES else {}
+            types = (
+                {"mm_token_type_ids": find_token_types(prompt["input_ids"], self.config)} if TAKES_TOKEN_TYPES else {}
+            )
             grids = {name: pixels.get(name) for name in ("image_grid_thw", "video_grid_thw")}
             # Else the library keeps the positions on the module, where an answer in another thread needs its own.
             positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids, **types)
@@ -284,8 +261,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
         self._check_request(input_ids, granularity)
         eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
-        token_types = find_token_types(input_ids, self.config)
-        pictures = self._find_pictures(token_types, kwargs.get("attention_mask"), [*map(kwargs.get, PICTURE_INPUTS)])
+        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
+        pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
         prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
         if safety_threshold is not None:
             prefill.threshold, prefill.eos_token_id = safety_threshold, eos_token_id
@@ -327,9 +304,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         self.img_safety_head.declare(categories)
         self.config.safety_categories = categories
 
-    def _find_pictures(self, token_types, attention_mask, pixels):
-        return find_pictures(token_types, attention_mask, pixels, self.config.vision_config.spatial_merge_size)
-
     def _score(self, pooled):
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled, self.config.safety_categories)
@@ -341,26 +315,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return logits
 
     def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
-        judges = safety_labels is None
+        judges, no_ids = safety_labels is None, not isinstance(input_ids, torch.Tensor)
         for wrong, what in (
-            (
-                granularity not in ("prompt", "image", "patch"),
-                f"no granularity of prompt, image, patch: {granularity!r}",
-            ),
+            (granularity not in GRANULARITIES, f"granularity must be one of {GRANULARITIES}, got {granularity!r}"),
             (
                 judges and picture_categories is not None,
-                "picture_categories need safety_labels: -100 where there are none",
+                "picture_categories need safety_labels (-100: none) beside them",
             ),
-            (not judges and granularity != "prompt", "safety_labels go with granularity='prompt'"),
             (
-                not isinstance(input_ids, torch.Tensor),
-                "a verdict needs input_ids, whose placeholders tell of pictures",
+                not judges and granularity != "prompt",
+                f"safety_labels go with granularity 'prompt', got {granularity!r}",
             ),
+            (no_ids, "a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand"),
         ):
             if wrong:
                 raise ValueError(what)
-        if judges and (refusal := "dropout makes verdicts random: call eval()" if self.training else self.refusal()):
-            raise RuntimeError(f"SafeQwen cannot judge with this model: {refusal}")
+        if judges and self.training:
+            raise RuntimeError(
+                "in training mode dropout makes verdicts random: call model.eval(), or pass safety_labels"
+            )
+        if judges and (refusal := self.refusal()):
+            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
     def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
@@ -389,7 +364,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             (eos_token_id is None, "ends flagged answers with eos_token_id, but none is set: pass one"),
             (
                 setting("prompt_lookup_num_tokens"),
-                "does not go with assisted decoding, where scores precede the verdict",
+                "does not go with assisted decoding: leave out prompt_lookup_num_tokens",
             ),
         ):
             if wrong and threshold is not None:

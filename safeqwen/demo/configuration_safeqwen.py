@@ -50,18 +50,9 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     _auto_class = "AutoConfig"  # makes save_pretrained copy this file and write the auto_map
 
     def __init__(
-        self,
-        # fmt: off
-        safety_categories=None,
-        num_safety_categories=None,
-        safety_head_hidden_scale=0.5,
-        safety_num_hidden_layers=1,
-        safety_loss_lambda=1.0,
-        safety_prompt_ids=None,
-        auto_map=None,
-        **kwargs,
-        # fmt: on
-    ):
+        self, safety_categories=None, num_safety_categories=None, safety_head_hidden_scale=0.5,
+        safety_num_hidden_layers=1, safety_loss_lambda=1.0, safety_prompt_ids=None, auto_map=None, **kwargs,
+    ):  # fmt: skip
         self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         super().__init__(**kwargs)
         # A checkpoint from the Hub names its repository here; but the code travels with every folder that is saved.
