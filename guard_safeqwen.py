@@ -3,7 +3,6 @@
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -126,23 +125,13 @@ def arrange(rows, pictures, batch_size, granularity="prompt"):
     return whole.index_copy(0, torch.tensor(sorted({p.row for p in pictures}), device=rows.device, dtype=int), rows)
 
 
-def verdict_loss(scores, labels):
-    """Cross-entropy `()` over the labels that are not -100; a zero with a gradient if there are none."""
-    loss = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
-    return loss / labels.ne(IGNORED).sum().clamp(min=1)
-
-
-def check_labels(name, labels, num_expected, num_categories, rows=None):
-    """Raises a ValueError unless labels are as many integers, in range, and those but -100 at one of `rows`."""
-    is_whole = getattr(labels, "dtype", None) in (torch.long, torch.int)
-    if not is_whole or labels.shape != (num_expected,):
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if hasattr(labels, "dtype") else type(labels).__name__
-        raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({num_expected},), got {got}")
-    for index, label in enumerate(labels.tolist()):
-        if label != IGNORED and not 0 <= label < num_categories:
-            raise ValueError(
-                f"{name} holds {label}, but the config has {num_categories} categories (0-{num_categories - 1}, or "
-                "-100 for none); was the data labelled with another taxonomy?"
-            )
-        if label != IGNORED and rows is not None and index not in rows:
-            raise ValueError(f"{name}[{index}] is {label}, but prompt {index} holds no picture: use -100")
+def check_labels(name, labels, num_expected, num_categories):
+    """Raises a ValueError unless `labels` are `(num_expected,)` integers in [0, num_categories), or -100 for none."""
+    kind = f"{getattr(labels, 'dtype', type(labels).__name__)} of shape {tuple(getattr(labels, 'shape', ()))}"
+    if kind not in {f"torch.int{bits} of shape ({num_expected},)" for bits in (32, 64)}:
+        raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({num_expected},), got {kind}")
+    if wrong := [label for label in labels.tolist() if label != IGNORED and not 0 <= label < num_categories]:
+        raise ValueError(
+            f"{name} holds {wrong[0]}, but the config has {num_categories} categories (0-{num_categories - 1}, or "
+            "-100 for none); was the data labelled with another taxonomy?"
+        )

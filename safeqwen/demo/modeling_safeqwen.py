@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
@@ -21,7 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
 from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
 from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig, check_categories
-from .guard_safeqwen import DIGEST, GUARD, SafetyHead, arrange, check_labels, pool, verdict_loss
+from .guard_safeqwen import DIGEST, GUARD, IGNORED, SafetyHead, arrange, check_labels, pool
 from .pictures_safeqwen import find_pictures, find_token_types
 
 
@@ -140,11 +141,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if TAKES_ENCODED_PICTURES and mm_encoder_outputs and not has_pictures:  # `generate` has compared the grids
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
-            rows, num_categories = {picture.row for picture in pictures}, self.config.num_safety_categories
-            if safety_labels is not None:
-                check_labels("safety_labels", safety_labels, len(input_ids), num_categories, rows)
-            if picture_categories is not None:
-                check_labels("picture_categories", picture_categories, len(pictures), num_categories)
+            rows = sorted({picture.row for picture in pictures})
+            self._check_labels(safety_labels, picture_categories, rows, len(input_ids), len(pictures))
             if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
                 raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
@@ -175,12 +173,15 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 verdict = SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(input_ids), granularity))
                 verdict["img_safety_probs"] = verdict.img_safety_probs if ready else None
         if safety_labels is not None:
-            targets = safety_labels.to(scores.device).long()[sorted(rows)]
+            targets = safety_labels.to(scores.device).long()[rows]
             if picture_categories is not None:
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
                 scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
-            safety["safety_loss"] = verdict_loss(scores, targets)
+            total = F.cross_entropy(
+                scores, targets, ignore_index=IGNORED, reduction="sum"
+            )  # a zero of no rows, for DDP
+            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
@@ -337,6 +338,17 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if judges and (refusal := self.refusal()):
             raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
+    def _check_labels(self, safety_labels, picture_categories, rows, batch_size, num_pictures):
+        num_categories = self.config.num_safety_categories
+        if picture_categories is not None:
+            check_labels("picture_categories", picture_categories, num_pictures, num_categories)
+        if safety_labels is not None:
+            check_labels("safety_labels", safety_labels, batch_size, num_categories)
+            if bare := [
+                row for row, label in enumerate(safety_labels.tolist()) if label != IGNORED and row not in rows
+            ]:
+                raise ValueError(f"safety_labels name a category, but prompts {bare} hold no picture: use {IGNORED}")
+
     def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
 
@@ -347,28 +359,24 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         categories, eos_token_id = self.config.safety_categories, setting("eos_token_id")
-        is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+        is_bad = isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1
         for wrong, what in (
-            (kwargs.get("inputs_embeds") is not None, "inputs_embeds: pass input_ids"),
-            (kwargs.get("mm_encoder_outputs"), "mm_encoder_outputs: pass pixel_values"),
-            (kwargs.get("assistant_model") is not None, "assistant_model: leave it out"),
-            (cache is not None and cache.get_seq_length(), "a kept cache: pass the whole conversation without it"),
-            (setting("prefill_chunk_size"), "prefill_chunk_size: leave it out"),
+            (kwargs.get("inputs_embeds") is not None, "verdict does not go with inputs_embeds: pass input_ids"),
+            (kwargs.get("mm_encoder_outputs"), "verdict does not go with mm_encoder_outputs: pass pixel_values"),
+            (kwargs.get("assistant_model") is not None, "verdict does not go with an assistant_model: leave it out"),
+            (cache is not None and cache.get_seq_length(), "verdict does not go with a kept cache: leave it out"),
+            (setting("prefill_chunk_size"), "verdict does not go with prefill_chunk_size: leave it out"),
+            (threshold is not None and is_bad, f"safety_threshold must be a probability in [0, 1], got {threshold!r}"),
+            (threshold is not None and "safe" not in categories, f"safety_threshold needs 'safe' among {categories}"),
+            (threshold is not None and granularity == "patch", "safety_threshold judges no patches: pass 'image'"),
+            (
+                threshold is not None and eos_token_id is None,
+                "safety_threshold ends answers by eos_token_id: pass one",
+            ),
+            (threshold is not None and setting("prompt_lookup_num_tokens"), "safety_threshold with prompt lookup"),
         ):
             if wrong:
-                raise ValueError(f"there is no verdict with {what}")
-        for wrong, what in (
-            (not is_number or not 0 <= threshold <= 1, f"must be a probability in [0, 1], got {threshold!r}"),
-            ("safe" not in categories, f"is compared with 1 - p(safe), but no category is 'safe': {categories}"),
-            (granularity == "patch", "judges prompts or images, not patches: pass granularity='image'"),
-            (eos_token_id is None, "ends flagged answers with eos_token_id, but none is set: pass one"),
-            (
-                setting("prompt_lookup_num_tokens"),
-                "does not go with assisted decoding: leave out prompt_lookup_num_tokens",
-            ),
-        ):
-            if wrong and threshold is not None:
-                raise ValueError(f"safety_threshold {what}")
+                raise ValueError(f"{what} (see generate's documentation)")
         return eos_token_id
 
     # ---------------------------------------------------------------------------------------------- loading and saving
