@@ -5,7 +5,7 @@ from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneratio
 from safeqwen.images import UnreadableImage, read_image
 from safeqwen.loading import DEMO_CHECKPOINT, load
 from safeqwen.pipeline import SafetyPipeline
-from safeqwen.taxonomy import CATEGORIES, Category
+from safeqwen.data.taxonomy import CATEGORIES, Category
 
 
 __version__ = "0.1.0"

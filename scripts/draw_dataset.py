@@ -37,7 +37,7 @@ from safeqwen.pictograms import (
     draw,
     subject,
 )
-from safeqwen.taxonomy import CATEGORIES
+from safeqwen.data.taxonomy import CATEGORIES
 
 
 NUM_PROCESSES = 2
