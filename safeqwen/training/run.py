@@ -1,0 +1,230 @@
+"""The run, from settings to a folder with its result."""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import AutoProcessor, EarlyStoppingCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+import safeqwen
+from safeqwen.data.collator import SafetyCollator
+from safeqwen.data.rows import has_label, read_rows
+from safeqwen.data.taxonomy import Taxonomy, read_taxonomy
+from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
+from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.loading import load_base
+
+
+def train(args, command=None):
+    """
+    Trains as the arguments say, and writes the run's folder.
+
+    Args:
+        args ([`SafetyTrainingArguments`])
+        command (`str`, *optional*): the command line, for the record.
+
+    Returns:
+        `dict`: the final metrics: of the evaluation data, or, without any, the last that training logged.
+
+    Raises:
+        BadData: if rows cannot be trained on.
+        ValueError: if the folder holds another run, or settings do not fit the model.
+    """
+    state = args.distributed_state
+    demo = {"demo": str(safeqwen.DEMO_CHECKPOINT)}
+    base, processor = demo.get(args.model, args.model), demo.get(args.processor, args.processor)
+    hub = {"revision": args.model_revision} if args.model_revision else {}
+    processor = _load_processor(args, processor or base, {} if processor else hub)
+    collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
+    config = SafeQwen2_5_VLConfig.from_pretrained(base, **hub)
+    taxonomy = read_categories(args.categories, config)
+    _from_main_process(state, lambda: _refuse_another_run(args))
+    rows, eval_rows = _from_main_process(state, lambda: _read(args, taxonomy, collator))
+    # The commit, where the base comes from the Hub: a branch may be another model tomorrow.
+    revision = None if Path(base).exists() else extract_commit_hash(cached_file(base, "config.json", **hub), None)
+    run = _from_main_process(state, lambda: _describe(args, base, revision, taxonomy, rows, eval_rows, command))
+    checkpoint = _from_main_process(state, lambda: _checkpoint_to_resume(args, run))
+
+    model = _load(args, base, taxonomy, hub)
+    if args.tuning == "guard_only":
+        model.to(args.device)
+        weights = weights_digest(model)
+        rows = feature_rows(model, weights, rows, collator, args)
+        eval_rows = feature_rows(model, weights, eval_rows, collator, args) if eval_rows else None
+        trained, collator = FrozenBackbone(model), None
+    else:
+        trained = add_lora(model, args) if args.tuning == "lora" else model
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # half-precision weights would lose small steps
+
+    steps = WholeSteps(rows, args.rows_per_step)
+    callbacks = []
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    trainer = SafetyTrainer(
+        model=trained,
+        args=args,
+        data_collator=collator,
+        train_dataset=steps,
+        eval_dataset=eval_rows,
+        callbacks=callbacks,
+        class_weights=class_weights(rows.verdict_labels, len(taxonomy.names))
+        if args.class_weights == "balanced"
+        else None,
+        sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
+        safety_loss_lambda=model.config.safety_loss_lambda,
+    )
+    _refuse_uneven_pictures(trainer, rows)  # before the folder is this run's
+    _refuse_muon_in_vain(trainer)
+    if state.is_main_process and not Path(args.output_dir, "run.json").exists():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output_dir, "run.json"), run)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _save_final(trainer, model, processor)  # before an evaluation in half precision casts the weights
+    if eval_rows is not None:
+        metrics = trainer.evaluate()
+    else:
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        metrics = {f"last_{name}": value for name, value in (logs[-1] if logs else {}).items()}
+    # Not train_loss: it is the main process's alone, and after --resume too small.
+    metrics["train_runtime_s"] = result.metrics["train_runtime"]
+    if state.is_main_process:
+        _record(args.output_dir, metrics=metrics)
+    return metrics
+
+
+def _load_processor(args, source, hub):
+    processor = AutoProcessor.from_pretrained(source, **hub)
+    given = {"shortest_edge": args.min_pixels, "longest_edge": args.max_pixels}  # the library's names for them
+    if any(value is not None for value in given.values()):
+        usual = processor.image_processor.size
+        size = {edge: usual[edge] if value is None else value for edge, value in given.items()}
+        if not 0 < size["shortest_edge"] <= size["longest_edge"]:
+            raise ValueError(
+                f"min_pixels {size['shortest_edge']} must be above 0 and not above max_pixels {size['longest_edge']}"
+            )
+        # By both names: of a folder that has the older ones the library would heed neither alone.
+        pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        processor = AutoProcessor.from_pretrained(source, size=size, **pixels, **hub)
+    return processor
+
+
+def read_categories(categories, config):
+    """
+    Returns the [`Taxonomy`] that `categories` names, or that of the model's configuration.
+
+    Args:
+        categories (`list[str]`, *optional*): names, or one YAML file of them.
+        config ([`SafeQwen2_5_VLConfig`])
+    """
+    if categories is None:
+        return Taxonomy(config.safety_categories)
+    if len(categories) == 1:
+        return read_taxonomy(categories[0])
+    return Taxonomy(categories)
+
+
+def _load(args, base, taxonomy, hub):
+    options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    half = "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32"
+    dtype = args.dtype or ("float32" if args.tuning == "full" else half)
+    torch.manual_seed(args.seed)  # of a guard that starts anew
+    model = load_base(base, safety_categories=taxonomy.names, dtype=getattr(torch, dtype), **options, **hub)
+    if args.safety_loss_lambda is not None:
+        model.config.safety_loss_lambda = args.safety_loss_lambda
+    for module in model.img_safety_head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = args.guard_dropout
+    if args.frozen is not None:
+        names = [name for name, _ in model.named_parameters() if re.search(args.frozen, name)]
+        if not names:
+            raise ValueError(
+                f"frozen {args.frozen!r} matches no weight; expected a pattern of names like "
+                f"{next(name for name, _ in model.named_parameters())}"
+            )
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def _read(args, taxonomy, collator):
+    options = {"image_root": args.image_root, "on_bad_row": args.on_bad_row}
+    rows = read_rows(args.data, taxonomy, collator, split=args.data_split, **options)
+    eval_rows = None
+    if args.eval_data:
+        eval_rows = read_rows(args.eval_data, taxonomy, collator, split=args.eval_split, **options)
+    for name, part in (("data", rows), ("eval_data", eval_rows)):
+        if part is None:
+            continue
+        if args.tuning == "guard_only" and any(has_label(example.picture_labels) for example in part.examples):
+            raise ValueError(f"{name} has picture_safety_labels, which guard_only cannot learn; take lora or full")
+        for problem in part.problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        cut = f", {part.num_cut} cut at max_length {args.max_length}" if part.num_cut else ""
+        print(f"{name}: {len(part)} rows, {len(part.problems)} skipped{cut}", file=sys.stderr)
+    if args.tuning == "guard_only" and not has_label(rows.labels):
+        raise ValueError("tuning: guard_only learns from verdict labels, but no row has one; add safety_label to rows")
+    return rows, eval_rows
+
+
+def _refuse_uneven_pictures(trainer, rows):
+    """Raises if some rows have pictures and some not where each pass must gather all weights in all processes."""
+    engine = trainer.accelerator.distributed_type.value
+    if not (engine == "FSDP" or is_deepspeed_zero3_enabled()) or isinstance(rows, FeatureRows):
+        return
+    kinds = {(bool(example.images), bool(example.videos)) for example in rows.examples}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"with {engine} all rows need the same kinds of pictures, or the processes would wait for each other for "
+            "ever; these have some with images and some without, or videos beside images: train them by DDP or apart"
+        )
+
+
+def add_lora(model, args):
+    """
+    Returns the model under PEFT's wrapper: LoRA on the language model, and the whole guard.
+
+    Raises:
+        ValueError: if `lora_targets` matches no layer, or one of the vision tower or guard.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_targets,
+        modules_to_save=[GUARD],
+    )
+    remedy = f"expected layers of the language model; the default is {LANGUAGE_MODEL_LAYERS}"
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"lora_targets {args.lora_targets!r} matches no layer ({error}); {remedy}") from error
+    adapted = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
+    if wrong := [name for name in adapted if ".language_model." not in name]:
+        raise ValueError(
+            f"lora_targets {args.lora_targets!r} matches {wrong[0].split('base_model.model.')[-1]}; {remedy}"
+        )
+    return wrapped
+
+
+def _from_main_process(state, function):
+    """What `function` returns in the main process, in all of them; what it raises there is raised in all."""
+    result = [None, None]
+    if state.is_main_process:
+        try:
+            result[0] = function()
+        except Exception as error:
+            result[1] = error
+    if state.num_processes > 1:
+        broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
