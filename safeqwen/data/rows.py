@@ -111,7 +111,9 @@ class Rows(torch.utils.data.Dataset):
         """An example with nothing to learn from."""
         first = self.examples[0]
         asked = [message for message in first.messages if message["role"] != "assistant"]
-        return replace(first, messages=asked, label=IGNORED, picture_categories=[IGNORED] * len(first.picture_categories))
+        return replace(
+            first, messages=asked, label=IGNORED, picture_categories=[IGNORED] * len(first.picture_categories)
+        )
 
     @property
     def labels(self):

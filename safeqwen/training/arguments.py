@@ -4,17 +4,19 @@ import dataclasses
 import difflib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from safeqwen.data.sources import read_text
 
 
-COMPLETE = "complete"  # a file that stands in a checkpoint once all of it is written
 # Qwen2.5-VL's vision blocks have layers of these names too, so that the pattern is anchored to the language model.
+LANGUAGE_MODEL_LAYERS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclass
@@ -34,15 +36,13 @@ class SafetyTrainingArguments(TrainingArguments):
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "of the weights that stay as they are: float32, bfloat16 or float16 (default: as fp16 and bf16 "
-            "say). Weights that are trained are float32"
+            "help": "of the frozen weights: float32, bfloat16 or float16 (default: as fp16 and bf16 say). Weights "
+            "that are trained are float32"
         },
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "e.g. sdpa, flash_attention_2"})
     tuning: str = field(default="lora", metadata={"help": "lora, full or guard_only"})
-    frozen: str | None = field(
-        default=None, metadata={"help": "with tuning: full, regular expression over the weights that stay as they are"}
-    )
+    frozen: str | None = field(default=None, metadata={"help": "with tuning: full, regex of parameters to freeze"})
     categories: list[str] | None = field(
         default=None, metadata={"help": "names in their order, or a YAML file of them (default: the model's)"}
     )
@@ -60,10 +60,6 @@ class SafetyTrainingArguments(TrainingArguments):
     max_video_frames: int = field(default=32, metadata={"help": "of a video, at most"})
 
     guard_learning_rate: float = field(default=1e-5, metadata={"help": "of the guard; learning_rate is the model's"})
-    muon_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "train matrices within the towers by Muon at this rate, and the rest by what optim says"},
-    )
     guard_dropout: float = field(default=0.1, metadata={"help": "probability in [0, 1)"})
     safety_loss_lambda: float | None = field(
         default=None, metadata={"help": "weight of the safety loss (default: the model's, 1.0)"}
@@ -74,7 +70,7 @@ class SafetyTrainingArguments(TrainingArguments):
     lora_alpha: int = field(default=64, metadata={"help": "its scale is lora_alpha / lora_rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "probability in [0, 1)"})
     lora_targets: str = field(
-        default=LANGUAGE_MODEL_LAYERS, metadata={"help": "regular expression over the names of all layers"}
+        default=LANGUAGE_MODEL_LAYERS, metadata={"help": "regex of layers to adapt, over their whole names"}
     )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "rows of a step over all processes; sets gradient_accumulation_steps"}
@@ -88,7 +84,9 @@ class SafetyTrainingArguments(TrainingArguments):
     resume: bool = field(default=False, metadata={"help": "go on from the last whole checkpoint in output_dir"})
 
     # transformers' own, with other defaults
-    report_to: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"help": "where losses are logged"})
+    report_to: list[str] | None = field(
+        default=None, metadata={"help": "where losses are logged (default: tensorboard, if it is installed)"}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "leave at false"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
     ddp_timeout: int = field(default=6 * 3600, metadata={"help": "seconds; the main process checks all rows first"})
@@ -106,6 +104,13 @@ class SafetyTrainingArguments(TrainingArguments):
                     f"{self.per_device_train_batch_size} x {processes} processes; change one of them"
                 )
             self.gradient_accumulation_steps = self.global_batch_size // per_step
+        if self.report_to is None:
+            self.report_to = ["tensorboard"]
+            if _not_installed(self.report_to):
+                self.report_to = []
+                print("losses are not logged: to log them, pip install tensorboard", file=sys.stderr)
+        if self.tuning == "guard_only":
+            self.gradient_checkpointing = False  # the guard is too small to gain by it
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
@@ -139,22 +144,21 @@ class SafetyTrainingArguments(TrainingArguments):
         for name in rates:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, so its weights would stay as they are; give it a rate above 0, "
-                    "or train the guard alone with tuning: guard_only"
+                    f"{name} is {getattr(self, name)}, which trains nothing; give it a rate above 0, or train the "
+                    "guard alone with tuning: guard_only"
                 )
         if self.tuning == "full" and self.dtype not in (None, "float32"):
             raise ValueError(f"with tuning: full all weights are trained, in float32; got dtype {self.dtype}")
         if self.frozen is not None and self.tuning != "full":
-            raise ValueError(f"frozen goes with tuning: full; with {self.tuning} the backbone's weights stay anyway")
+            raise ValueError(f"frozen goes with tuning: full; with {self.tuning} the backbone is frozen anyway")
         if self.early_stopping_patience is not None and not self.eval_data:
             raise ValueError("early_stopping_patience needs eval_data to see when to stop")
         strategy = getattr(self.eval_strategy, "value", self.eval_strategy)
         if self.early_stopping_patience is not None and strategy == "no":
             raise ValueError("early_stopping_patience needs eval_strategy and save_strategy, both epoch or both steps")
-        if self.muon_learning_rate is not None and (self.tuning == "guard_only" or not self.muon_learning_rate > 0):
+        if missing := _not_installed([self.report_to] if isinstance(self.report_to, str) else self.report_to or []):
             raise ValueError(
-                f"muon_learning_rate must be above 0, and trains the towers' matrices; got {self.muon_learning_rate} "
-                f"with tuning: {self.tuning}"
+                f"report_to names {missing[0]}, which is not installed: pip install {missing[0]}, or report_to: none"
             )
         for name, reason in (
             ("auto_find_batch_size", "would change the rows of a step; lower per_device_train_batch_size"),
@@ -187,27 +191,32 @@ class SafetyTrainingArguments(TrainingArguments):
         return json.loads(json.dumps(values, default=str))
 
 
-def read_config(path, overrides=()):
+def read_config(path, overrides=(), arguments_class=SafetyTrainingArguments):
     """
-    Returns the [`SafetyTrainingArguments`] of a YAML file and of command-line words like `--learning_rate 1e-4`.
+    Returns the settings of a YAML file and of command-line words like `--learning_rate 1e-4`.
+
+    Args:
+        path (`str` or `os.PathLike`)
+        overrides (`list[str]`): words that count more than the file.
+        arguments_class: [`SafetyTrainingArguments`], or a subclass with settings of its own.
 
     Raises:
         ValueError: if a key is none of them (with the nearest that is), or a value is not of its kind.
         OSError: if the file cannot be read.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of settings, got {type(values).__name__}")
-    fields = [f.name for f in dataclasses.fields(SafetyTrainingArguments) if f.init]
+    fields = [f.name for f in dataclasses.fields(arguments_class) if f.init]
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")]
     for key in [*values, *given]:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             raise ValueError(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    parser = HfArgumentParser(SafetyTrainingArguments, allow_abbrev=False)
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False)
     parser.error = _refuse
     words = []  # of the file, as if they stood on the command line: so that they are checked as those are
     for key, value in values.items():
@@ -223,6 +232,11 @@ def read_config(path, overrides=()):
 def _text(value):
     """A YAML value as it was written: it takes an unquoted no, say of save_strategy, for false."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _not_installed(loggers):
+    available = {"all", "none", *get_available_reporting_integrations()}
+    return [name for name in loggers if name not in available]
 
 
 def _refuse(message):

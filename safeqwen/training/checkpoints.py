@@ -14,9 +14,8 @@ from safeqwen.loading import folder_digest
 from safeqwen.provenance import git_commit, package_versions
 
 
-
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
-LANGUAGE_MODEL_LAYERS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+COMPLETE = "complete"  # a file that stands in a checkpoint once all of it is written
 PACKAGES = ("safeqwen", "torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "datasets")
 # Settings that a resumed run may change: they do not change what is learnt.
 FREE_ON_RESUME = {
@@ -46,7 +45,7 @@ FREE_ON_RESUME = {
 
 
 @contextmanager
-def _written_whole(folder, args):
+def written_whole(folder, args):
     """Removes a folder that could not be written to its end, say because the disk is full, and says what to do."""
     try:
         yield
@@ -65,15 +64,46 @@ def last_checkpoint(output_dir):
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
-def _refuse_another_run(args):
+def begins_anew(args):
+    """
+    Returns whether a run is to begin in the output folder (`bool`); else one that is there is to go on.
+
+    Raises:
+        ValueError: if the folder holds a run and `resume` is not set, or checkpoints without a run.
+    """
     output = Path(args.output_dir)
-    if (output / "run.json").exists() and not args.resume:
-        raise ValueError(f"{output} already holds a run; go on with it by --resume, or choose another output_dir")
-    if not (output / "run.json").exists() and any(output.glob("checkpoint-*")):
+    if (output / "run.json").exists():
+        if not args.resume:
+            raise ValueError(f"{output} already holds a run; go on with it by --resume, or choose another output_dir")
+        return False
+    if (output / "final").exists() or any(output.glob("checkpoint-*")):
         raise ValueError(f"{output} holds checkpoints of something else; choose another output_dir")
+    return True
 
 
-def _describe(args, base, revision, taxonomy, rows, eval_rows, command):
+def claim(output_dir, run):
+    """
+    Makes the folder this run's, by writing its record where there is none.
+
+    Raises:
+        ValueError: if another run has claimed it since this one was started.
+    """
+    file = Path(output_dir, "run.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.open("x").close()  # of two runs that come here at once only one makes the file
+    except FileExistsError:
+        raise ValueError(
+            f"{output_dir} now holds a run that was started at the same time; choose another output_dir"
+        ) from None
+    try:
+        write_json(file, run)
+    except OSError:
+        file.unlink()
+        raise
+
+
+def describe(args, base, revision, taxonomy, rows, eval_rows, command):
     """The run's record, as run.json holds it."""
     return {
         "safeqwen": safeqwen.__version__,
@@ -94,16 +124,14 @@ def _describe(args, base, revision, taxonomy, rows, eval_rows, command):
     }
 
 
-def _checkpoint_to_resume(args, run):
+def checkpoint_to_resume(args, run):
     """
-    Returns the last whole checkpoint (`Path`) of the run in the output folder, or `None` if there is none yet.
+    Returns the last whole checkpoint (`Path`) of the run in the output folder, or `None` if it has none yet.
 
     Raises:
         ValueError: if the folder holds a run that has ended, or was made of other settings or data.
     """
     output = Path(args.output_dir)
-    if not (output / "run.json").exists():
-        return None
     saved = json.loads((output / "run.json").read_text(encoding="utf-8"))
     if saved["metrics"] is not None:
         raise ValueError(f"{output} holds a run that has ended; choose another output_dir")
@@ -128,20 +156,34 @@ def _checkpoint_to_resume(args, run):
     return last_checkpoint(output)
 
 
-def _save_final(trainer, model, processor):
+def save_final(trainer, model, processor):
+    """
+    Writes the result of a run: what was trained, and the processor.
+
+    An adapter and a guard alone name their categories (JSON) in the metadata of their safetensors file, as
+    "safety_categories": a whole model does in its configuration.
+    """
     args, final = trainer.args, Path(trainer.args.output_dir, "final")
-    with _written_whole(final, args):
+    with written_whole(final, args):
         if args.tuning != "guard_only":
-            trainer.save_model(str(final))
-        elif args.should_save:
+            trainer.save_model(str(final))  # by all processes
+        if not args.should_save:
+            return
+        if args.tuning == "guard_only":
             final.mkdir(exist_ok=True)
             head = {f"{GUARD}.{name}": tensor.cpu() for name, tensor in model.img_safety_head.state_dict().items()}
-            save_file(head, final / GUARD_FILE)
-        if args.should_save:
-            (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: run.json says it better
-            save_processor(processor, final)
+            _save_with_categories(head, final / GUARD_FILE, model.config)
+        elif args.tuning == "lora":
+            file = final / "adapter_model.safetensors"
+            _save_with_categories(load_file(file), file, model.config)
+        (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: run.json says it better
+        save_processor(processor, final)
 
 
-def _record(output_dir, **entries):
+def _save_with_categories(tensors, file, config):
+    save_file(tensors, file, {"format": "pt", "safety_categories": json.dumps(config.safety_categories)})
+
+
+def record(output_dir, **entries):
     file = Path(output_dir, "run.json")
     write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **entries})

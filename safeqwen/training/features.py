@@ -27,11 +27,6 @@ class FrozenBackbone(nn.Module):
         """`(batch_size, hidden_size)` features -> the logits, as the whole model's forward has them."""
         return SafeQwen2_5_VLVerdict(img_safety_logits=self.img_safety_head(features))
 
-    def activation_checkpointing_enable(self, *args, **kwargs):
-        """Nothing is computed that could be saved."""
-
-    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.24
-
 
 class FeatureRows(torch.utils.data.Dataset):
     """Rows as the guard sees them: `{"features": (hidden_size,) float32, "safety_labels": int}`."""

@@ -13,27 +13,32 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 import safeqwen
 from safeqwen.data.collator import SafetyCollator
-from safeqwen.data.rows import has_label, read_rows
+from safeqwen.data.rows import IGNORED, has_answer, has_label, read_rows
 from safeqwen.data.taxonomy import Taxonomy, read_taxonomy
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import load_base
+from safeqwen.training.arguments import LANGUAGE_MODEL_LAYERS
+from safeqwen.training.checkpoints import begins_anew, checkpoint_to_resume, claim, describe, record, save_final
+from safeqwen.training.features import FeatureRows, FrozenBackbone, feature_rows, weights_digest
+from safeqwen.training.trainer import SafetyTrainer, WholeSteps, class_weights, sample_weights
 
 
-def train(args, command=None):
+def train(args, command=None, trainer_class=SafetyTrainer):
     """
     Trains as the arguments say, and writes the run's folder.
 
     Args:
         args ([`SafetyTrainingArguments`])
         command (`str`, *optional*): the command line, for the record.
+        trainer_class: [`SafetyTrainer`], or a subclass, say with an optimizer of your own.
 
     Returns:
         `dict`: the final metrics: of the evaluation data, or, without any, the last that training logged.
 
     Raises:
         BadData: if rows cannot be trained on.
-        ValueError: if the folder holds another run, or settings do not fit the model.
+        ValueError: if the folder holds another run, settings do not fit the model, or there is one class only.
     """
     state = args.distributed_state
     demo = {"demo": str(safeqwen.DEMO_CHECKPOINT)}
@@ -43,12 +48,12 @@ def train(args, command=None):
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
     config = SafeQwen2_5_VLConfig.from_pretrained(base, **hub)
     taxonomy = read_categories(args.categories, config)
-    _from_main_process(state, lambda: _refuse_another_run(args))
+    is_new = _from_main_process(state, lambda: begins_anew(args))
     rows, eval_rows = _from_main_process(state, lambda: _read(args, taxonomy, collator))
     # The commit, where the base comes from the Hub: a branch may be another model tomorrow.
     revision = None if Path(base).exists() else extract_commit_hash(cached_file(base, "config.json", **hub), None)
-    run = _from_main_process(state, lambda: _describe(args, base, revision, taxonomy, rows, eval_rows, command))
-    checkpoint = _from_main_process(state, lambda: _checkpoint_to_resume(args, run))
+    run = _from_main_process(state, lambda: describe(args, base, revision, taxonomy, rows, eval_rows, command))
+    checkpoint = None if is_new else _from_main_process(state, lambda: checkpoint_to_resume(args, run))
 
     model = _load(args, base, taxonomy, hub)
     if args.tuning == "guard_only":
@@ -63,30 +68,29 @@ def train(args, command=None):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision weights would lose small steps
 
-    steps = WholeSteps(rows, args.rows_per_step)
-    callbacks = []
+    steps, weights_of_classes, weights_of_rows, callbacks = WholeSteps(rows, args.rows_per_step), None, None, []
+    if args.class_weights == "balanced":
+        weights_of_classes = class_weights(rows.verdict_labels, len(taxonomy.names))
+    if args.balanced_sampling:
+        weights_of_rows = sample_weights(rows.labels) + [0.0] * steps.num_blank
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer = SafetyTrainer(
+    trainer = trainer_class(
         model=trained,
         args=args,
         data_collator=collator,
         train_dataset=steps,
         eval_dataset=eval_rows,
         callbacks=callbacks,
-        class_weights=class_weights(rows.verdict_labels, len(taxonomy.names))
-        if args.class_weights == "balanced"
-        else None,
-        sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
+        class_weights=weights_of_classes,
+        sample_weights=weights_of_rows,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
     _refuse_uneven_pictures(trainer, rows)  # before the folder is this run's
-    _refuse_muon_in_vain(trainer)
-    if state.is_main_process and not Path(args.output_dir, "run.json").exists():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output_dir, "run.json"), run)
+    if is_new:
+        _from_main_process(state, lambda: claim(args.output_dir, run))
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _save_final(trainer, model, processor)  # before an evaluation in half precision casts the weights
+    save_final(trainer, model, processor)  # before an evaluation in half precision casts the weights
     if eval_rows is not None:
         metrics = trainer.evaluate()
     else:
@@ -95,7 +99,7 @@ def train(args, command=None):
     # Not train_loss: it is the main process's alone, and after --resume too small.
     metrics["train_runtime_s"] = result.metrics["train_runtime"]
     if state.is_main_process:
-        _record(args.output_dir, metrics=metrics)
+        record(args.output_dir, metrics=metrics)
     return metrics
 
 
@@ -162,15 +166,31 @@ def _read(args, taxonomy, collator):
     for name, part in (("data", rows), ("eval_data", eval_rows)):
         if part is None:
             continue
-        if args.tuning == "guard_only" and any(has_label(example.picture_labels) for example in part.examples):
-            raise ValueError(f"{name} has picture_safety_labels, which guard_only cannot learn; take lora or full")
+        if args.tuning == "guard_only" and any(has_label(example.picture_categories) for example in part.examples):
+            raise ValueError(f"{name} has picture_categories, which guard_only cannot learn; take lora or full")
         for problem in part.problems:
             print(f"skipped: {problem}", file=sys.stderr)
         cut = f", {part.num_cut} cut at max_length {args.max_length}" if part.num_cut else ""
         print(f"{name}: {len(part)} rows, {len(part.problems)} skipped{cut}", file=sys.stderr)
     if args.tuning == "guard_only" and not has_label(rows.labels):
         raise ValueError("tuning: guard_only learns from verdict labels, but no row has one; add safety_label to rows")
+    _name_missing_categories(args, taxonomy, rows)
     return rows, eval_rows
+
+
+def _name_missing_categories(args, taxonomy, rows):
+    """Says which categories have no row; raises if there is but one, and nothing else to learn."""
+    seen = {taxonomy.names[label] for label in rows.verdict_labels if label != IGNORED}
+    if not seen:
+        return
+    missing = ", ".join(name for name in taxonomy.names if name not in seen)
+    if len(seen) == 1:
+        told = f"all labels are {seen.pop()!r}, so the guard would learn to say that of every picture"
+        if args.tuning == "guard_only" or not any(has_answer(example.messages) for example in rows.examples):
+            raise ValueError(f"{told}; add rows of other categories ({missing})")
+        print(f"warning: {told}; leave the labels out to train the answers alone", file=sys.stderr)
+    elif missing:
+        print(f"warning: no row has one of these categories, so they are not learnt: {missing}", file=sys.stderr)
 
 
 def _refuse_uneven_pictures(trainer, rows):

@@ -27,6 +27,8 @@ class SafetyTrainer(Trainer):
         class_weights (`torch.FloatTensor` of shape `(num_categories,)`, *optional*)
         sample_weights (`list[float]`, *optional*): draws rows with replacement, each this often.
         args, kwargs: as Trainer takes them; `args` is a [`SafetyTrainingArguments`].
+
+    For an optimizer of your own, override `create_optimizer` and pass the subclass to `train`.
     """
 
     def __init__(self, *args, class_weights=None, sample_weights=None, safety_loss_lambda=1.0, **kwargs):
@@ -42,29 +44,23 @@ class SafetyTrainer(Trainer):
         """AdamW or what `optim` says, with the guard's learning rate beside the model's."""
         model = self.model if model is None else model
         if self.optimizer is None:
-            matrices = []
-            if self.args.muon_learning_rate is not None:
-                matrices = [parameter for name, parameter in model.named_parameters() if _is_muons(name, parameter)]
-            by_muon, groups = {id(matrix) for matrix in matrices}, []
-            for part, rate in (("model", self.args.learning_rate), ("guard", self.args.guard_learning_rate)):
-                for decays in (True, False):
-                    parameters = [
-                        parameter
-                        for name, parameter in model.named_parameters()
-                        if parameter.requires_grad
-                        and id(parameter) not in by_muon
-                        and (GUARD in name) == (part == "guard")
-                        and (parameter.ndim > 1) == decays  # norms and biases do not decay
-                    ]
-                    if parameters:
-                        decay = self.args.weight_decay if decays else 0.0
-                        groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
             optimizer, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer(groups, **kwargs)
-            if matrices:
-                options = {"lr": self.args.muon_learning_rate, "weight_decay": self.args.weight_decay}
-                self.optimizer = SeveralOptimizers([Muon(matrices, **options), self.optimizer])
+            self.optimizer = optimizer(self.parameter_groups(model.named_parameters()), **kwargs)
         return self.optimizer
+
+    def parameter_groups(self, named_parameters):
+        """`list[dict]`: the parameters that are trained, by learning rate and weight decay."""
+        named_parameters, groups = [pair for pair in named_parameters if pair[1].requires_grad], []
+        for is_guard, rate in ((False, self.args.learning_rate), (True, self.args.guard_learning_rate)):
+            for decays in (True, False):
+                parameters = [
+                    parameter
+                    for name, parameter in named_parameters
+                    if (GUARD in name) == is_guard and (parameter.ndim > 1) == decays  # norms and biases do not decay
+                ]
+                decay = self.args.weight_decay if decays else 0.0
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+        return [group for group in groups if group["params"]]
 
     def _get_train_sampler(self, train_dataset=None):
         if self.sample_weights is None:
@@ -209,7 +205,7 @@ class SafetyTrainer(Trainer):
         folder = Path(self.args.output_dir, f"{trainer_utils.PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with _written_whole(folder, self.args):
+            with written_whole(folder, self.args):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:

@@ -18,21 +18,11 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT, load
-from safeqwen.data import (
-    IGNORED,
-    BadData,
-    BadRow,
-    Cell,
-    Example,
-    SafetyCollator,
-    Taxonomy,
-    class_weights,
-    load_video,
-    raw_rows,
-    read_rows,
-    read_taxonomy,
-    sample_weights,
-)
+from safeqwen.data.collator import SafetyCollator
+from safeqwen.data.rows import IGNORED, BadData, Example, read_rows
+from safeqwen.data.sources import BadRow, Cell, raw_rows
+from safeqwen.data.taxonomy import Taxonomy, read_taxonomy
+from safeqwen.data.video import load_video
 from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES
 
 
@@ -129,7 +119,7 @@ GOOD = {"image": "1.png", "safety_label": "safe"}
 
 
 def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, collator):
-    two = {"images": ["1.png", "2.png"], "picture_safety_labels": ["suicide", None]}
+    two = {"images": ["1.png", "2.png"], "picture_categories": ["suicide", None]}
     rows = read_rows([write_rows(tmp_path, [two, GOOD, {**two, "safety_label": "suicide"}])], TAXONOMY, collator)
     suicide = TAXONOMY.column("suicide")
     batch = collator(rows.examples)
@@ -138,8 +128,8 @@ def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, c
     assert batch["picture_rows"].tolist() == [0, 0, 1, 2, 2]
     assert rows.verdict_labels == [IGNORED, suicide, IGNORED, 0, suicide, suicide, IGNORED]
     assert "picture_categories" not in collator(rows.examples[1:2])
-    assert rows.blank().picture_labels == [IGNORED, IGNORED]
-    relabelled = [{**two, "picture_safety_labels": [None, "suicide"]}, GOOD, {**two, "safety_label": "suicide"}]
+    assert rows.blank().picture_categories == [IGNORED, IGNORED]
+    relabelled = [{**two, "picture_categories": [None, "suicide"]}, GOOD, {**two, "safety_label": "suicide"}]
     assert read_rows([write_rows(tmp_path, relabelled)], TAXONOMY, collator).sha256 != rows.sha256
 
 
@@ -490,19 +480,19 @@ BAD_ROWS = [
     ({**GOOD, "safety_label": float("nan")}, "label nan is neither"),
     ({**GOOD, "safety_label": ["safe", "suicide"]}, "several verdict labels"),
     ({**GOOD, "safety_label": {"1.png": "safe"}}, "several verdict labels"),
-    ({**GOOD, "picture_safety_labels": ["safe"]}, "'picture_safety_labels' for a single picture"),
+    ({**GOOD, "picture_categories": ["safe"]}, "'picture_categories' for a single picture"),
     (
-        {"images": ["1.png"], "videos": [["1.png"]], "picture_safety_labels": ["safe", "safe"]},
+        {"images": ["1.png"], "videos": [["1.png"]], "picture_categories": ["safe", "safe"]},
         "images beside videos, whose order is not clear",
     ),
     (
-        {"images": ["1.png", "2.png"], "safety_label": "safe", "picture_safety_labels": ["safe", "suicide"]},
+        {"images": ["1.png", "2.png"], "safety_label": "safe", "picture_categories": ["safe", "suicide"]},
         "is 'safe' as a whole, but",
     ),
-    ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe"]}, "each of the row's 2 pictures, got"),
-    ({"images": ["1.png", "2.png"], "picture_safety_labels": "safe"}, "each of the row's 2 pictures, got 'safe'"),
-    ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe", "saef"]}, "did you mean 'safe'"),
-    ({"images": ["1.png", "2.png"], "picture_safety_labels": [None, None]}, "neither a verdict label nor an answer"),
+    ({"images": ["1.png", "2.png"], "picture_categories": ["safe"]}, "each of the row's 2 pictures, got"),
+    ({"images": ["1.png", "2.png"], "picture_categories": "safe"}, "each of the row's 2 pictures, got 'safe'"),
+    ({"images": ["1.png", "2.png"], "picture_categories": ["safe", "saef"]}, "did you mean 'safe'"),
+    ({"images": ["1.png", "2.png"], "picture_categories": [None, None]}, "neither a verdict label nor an answer"),
     ({**GOOD, "image_safety_label": "safe"}, "two verdict labels, safety_label 'safe' and image_safety_label 'safe'"),
     (
         {"image": "1.png", "image_safe": True, "image_safety_label": "suicide"},

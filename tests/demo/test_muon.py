@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from safeqwen.optimizers import Muon, SeveralOptimizers, orthogonalized
+from tools.demo.muon import Muon, SeveralOptimizers, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])

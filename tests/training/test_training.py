@@ -27,22 +27,17 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import safeqwen_cli
 from safeqwen import DEMO_CHECKPOINT
-from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows, sample_weights
+from safeqwen.data.collator import SafetyCollator
+from safeqwen.data.rows import read_rows
+from safeqwen.data.taxonomy import Taxonomy
 from safeqwen.export import load_run
+from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import load_base
 from safeqwen.pictograms import draw
-from safeqwen.training import (
-    GUARD,
-    SafetyTrainer,
-    SafetyTrainingArguments,
-    WeightedSampler,
-    _load,
-    _load_processor,
-    add_lora,
-    last_checkpoint,
-    read_config,
-    train,
-)
+from safeqwen.training.arguments import SafetyTrainingArguments, read_config
+from safeqwen.training.checkpoints import last_checkpoint
+from safeqwen.training.run import _load, _load_processor, add_lora, train
+from safeqwen.training.trainer import SafetyTrainer, WeightedSampler, class_weights, sample_weights
 
 
 TESTS = Path(__file__).parent
@@ -278,7 +273,7 @@ def pairs(tmp_path_factory):
     for i, row in enumerate(lines):
         row["images"].append(f"images/{(i + 1) % 8}.png")
         if i % 2:
-            row["picture_safety_labels"] = [NAMES[i % 4], None if i == 5 else NAMES[(i + 1) % 4]]
+            row["picture_categories"] = [NAMES[i % 4], None if i == 5 else NAMES[(i + 1) % 4]]
     file.write_text("".join(json.dumps(row) + "\n" for row in lines))
     return {"data": file, "eval": file}
 
@@ -337,7 +332,7 @@ def test_balanced_class_weights_are_those_of_all_labels_of_rows_and_pictures(tmp
 
 
 def test_the_guard_alone_refuses_labels_of_pictures(tmp_path, pairs):
-    with pytest.raises(ValueError, match="data has picture_safety_labels, which guard_only cannot learn"):
+    with pytest.raises(ValueError, match="data has picture_categories, which guard_only cannot learn"):
         train(arguments(pairs, tmp_path / "run", tuning="guard_only"))
 
 
