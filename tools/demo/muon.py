@@ -1,8 +1,22 @@
-"""Optimizers for `safeqwen train` that torch lacks: Muon in float32, and several that step as one."""
+"""
+Trains a stage of the demo checkpoint as `safeqwen train` does, but its matrices by Muon.
+
+    python -m tools.demo.muon CONFIG.yaml [--key value ...]
+
+The settings are those of `safeqwen train`, and `muon_learning_rate`.
+"""
 
 import math
+import shlex
+import sys
+from dataclasses import dataclass, field
 
 import torch
+
+from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.training.arguments import SafetyTrainingArguments, read_config
+from safeqwen.training.run import train
+from safeqwen.training.trainer import SafetyTrainer
 
 
 # Of the quintic Newton-Schulz iteration, from Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon/).
@@ -101,3 +115,40 @@ class SeveralOptimizers(torch.optim.Optimizer):
 def _refuse_closure(closure):
     if closure is not None:
         raise ValueError("a step takes no closure: compute the loss and its gradients before it")
+
+
+@dataclass
+class MuonTrainingArguments(SafetyTrainingArguments):
+    """The settings of `safeqwen train`, and one more."""
+
+    muon_learning_rate: float = field(default=0.01, metadata={"help": "of matrices within the towers"})
+
+
+class MuonTrainer(SafetyTrainer):
+    """Trains matrices within the towers by Muon, and all other parameters by what `optim` says."""
+
+    def create_optimizer(self, model=None):
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            named = dict(model.named_parameters())
+            matrices = {name: parameter for name, parameter in named.items() if is_muons(name, parameter)}
+            rest = self.parameter_groups((name, named[name]) for name in named if name not in matrices)
+            optimizer, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            options = {"lr": self.args.muon_learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer = SeveralOptimizers([Muon(matrices.values(), **options), optimizer(rest, **kwargs)])
+        return self.optimizer
+
+
+def is_muons(name, parameter):
+    """Whether Muon is for this parameter: a matrix within a tower, not at its ends."""
+    at_an_end = "embed" in name or "lm_head" in name or GUARD in name
+    return parameter.requires_grad and parameter.ndim == 2 and not at_an_end
+
+
+def main(argv):
+    args = read_config(argv[0], argv[1:], MuonTrainingArguments)
+    train(args, shlex.join(["python", "-m", "tools.demo.muon", *argv]), MuonTrainer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
