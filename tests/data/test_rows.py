@@ -62,6 +62,7 @@ BAD_ROWS = [
     ({**GOOD, "safety_label": float("nan")}, "label nan is neither"),
     ({**GOOD, "safety_label": ["safe", "suicide"]}, "several verdict labels"),
     ({**GOOD, "safety_label": {"1.png": "safe"}}, "several verdict labels"),
+    ({"images": ["1.png", "2.png"], "picture_safety_labels": ["safe", None]}, "name is 'picture_categories' now"),
     ({**GOOD, "picture_categories": ["safe"]}, "'picture_categories' for a single picture"),
     (
         {"images": ["1.png"], "videos": [["1.png"]], "picture_categories": ["safe", "safe"]},

@@ -61,3 +61,21 @@ def test_several_optimizers_step_clear_save_and_load_as_one():
     for one in (other, *other.optimizers[:1]):
         with pytest.raises(ValueError, match="a step takes no closure"):
             one.step(lambda: None)
+
+
+def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path, rows):
+    settings = {"tuning": "full", "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 1}
+    train(arguments(rows, tmp_path / "alone", max_steps=3, **settings))
+    trainer = build_trainer(rows, tmp_path / "unused", lora=False, muon_learning_rate=0.01)
+    muon, adamw = trainer.create_optimizer().optimizers
+    assert {group["lr"] for group in muon.param_groups} == {0.01}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    matrices = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert "model.visual.blocks.0.mlp.up_proj.weight" in matrices
+    assert not any(GUARD in name or "embed" in name or name.endswith("bias") for name in matrices)
+    rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
+    assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
+
+    cut_off(tmp_path / "alone", 2, tmp_path / "resumed")
+    train(arguments(rows, tmp_path / "resumed", max_steps=3, resume=True, **settings))
+    assert_same_weights(tmp_path / "alone", tmp_path / "resumed")
