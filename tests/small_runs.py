@@ -58,8 +58,8 @@ SETTINGS = {
 }
 
 
-def arguments(rows, output, **settings):
-    return SafetyTrainingArguments(**{**SETTINGS, "data": [str(rows["data"])], "output_dir": str(output), **settings})
+def arguments(rows, output, arguments_class=SafetyTrainingArguments, **settings):
+    return arguments_class(**{**SETTINGS, "data": [str(rows["data"])], "output_dir": str(output), **settings})
 
 
 def write_config(file, rows, **settings):
@@ -94,11 +94,11 @@ def assert_same_weights(first, second, tolerance=0.0):
         assert_close(first[name], second[name], atol=tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def build_trainer(rows, output, names=None, lora=True, **settings):
+def build_trainer(rows, output, lora=True, trainer_class=SafetyTrainer, **settings):
     args = arguments(rows, output, **settings)
-    model = load_base(DEMO_CHECKPOINT, safety_categories=names, dtype=torch.float32)
+    model = load_base(DEMO_CHECKPOINT, dtype=torch.float32)
     collator = SafetyCollator(AutoProcessor.from_pretrained(DEMO_CHECKPOINT))
     data = read_rows(args.data, Taxonomy(model.config.safety_categories), collator)
-    return SafetyTrainer(
+    return trainer_class(
         model=add_lora(model, args) if lora else model, args=args, data_collator=collator, train_dataset=data
     )

@@ -149,7 +149,7 @@ def _load(args, base, taxonomy, hub):
         names = [name for name, _ in model.named_parameters() if re.search(args.frozen, name)]
         if not names:
             raise ValueError(
-                f"frozen {args.frozen!r} matches no weight; expected a pattern of names like "
+                f"frozen {args.frozen!r} matches no parameter; expected a pattern of names like "
                 f"{next(name for name, _ in model.named_parameters())}"
             )
         for name in names:

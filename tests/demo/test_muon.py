@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from in_turn import cut_off
+from small_runs import CONFIGS, ROOT, arguments, assert_same_weights, build_trainer, write_rows
 from torch.testing import assert_close
 
-from tools.demo.muon import Muon, SeveralOptimizers, orthogonalized
+from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.training.arguments import read_config
+from safeqwen.training.run import train
+from tools.demo.muon import Muon, MuonTrainer, MuonTrainingArguments, SeveralOptimizers, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
@@ -63,10 +68,12 @@ def test_several_optimizers_step_clear_save_and_load_as_one():
             one.step(lambda: None)
 
 
-def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path, rows):
-    settings = {"tuning": "full", "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 1}
-    train(arguments(rows, tmp_path / "alone", max_steps=3, **settings))
-    trainer = build_trainer(rows, tmp_path / "unused", lora=False, muon_learning_rate=0.01)
+def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path):
+    rows = {"data": write_rows(tmp_path / "rows", 21, 0)}
+    muon = {"arguments_class": MuonTrainingArguments, "tuning": "full", "muon_learning_rate": 0.01}
+    settings = {**muon, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    train(arguments(rows, tmp_path / "alone", **settings), trainer_class=MuonTrainer)
+    trainer = build_trainer(rows, tmp_path / "unused", lora=False, trainer_class=MuonTrainer, **muon)
     muon, adamw = trainer.create_optimizer().optimizers
     assert {group["lr"] for group in muon.param_groups} == {0.01}
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -77,5 +84,12 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
     assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
 
     cut_off(tmp_path / "alone", 2, tmp_path / "resumed")
-    train(arguments(rows, tmp_path / "resumed", max_steps=3, resume=True, **settings))
+    train(arguments(rows, tmp_path / "resumed", resume=True, **settings), trainer_class=MuonTrainer)
     assert_same_weights(tmp_path / "alone", tmp_path / "resumed")
+
+
+def test_the_published_configurations_of_the_demos_stages_are_read_with_their_rate():
+    files = [file for folder in (CONFIGS, ROOT / "tools" / "demo") for file in sorted(folder.glob("demo_*.yaml"))]
+    stages = [file for file in files if "tools.demo.muon" in file.read_text()]
+    rates = [read_config(file, ["--output_dir", "o"], MuonTrainingArguments).muon_learning_rate for file in stages]
+    assert rates == [0.01, 0.03, 0.03]  # joint, text, vision

@@ -38,7 +38,7 @@ def test_words_of_the_command_line_override_the_file_and_numbers_may_be_written_
         ({"label_smoothing_factor": 0.1}, [], "label_smoothing_factor would replace both losses"),
         ({"early_stopping_patience": 2}, [], "needs eval_data"),
         ({"early_stopping_patience": 2, "eval_data": "x.jsonl"}, [], "needs eval_strategy and save_strategy"),
-        ({"tuning": "full", "muon_learning_rate": 0}, [], "muon_learning_rate must be above 0"),
+        ({"report_to": ["nothing"]}, [], "report_to names nothing, which is not installed: pip install nothing"),
         ({"push_to_hub": True}, [], "use safeqwen export --push"),
         ({"auto_find_batch_size": True}, [], "would change the rows of a step"),
         ({"save_only_model": True}, [], "nothing that a run could be resumed from"),
@@ -60,7 +60,11 @@ def test_the_published_configurations_of_accelerate_hold_settings_that_exist(fil
     assert set(nested) <= set(known)
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS).glob("*.yaml")), ids=lambda file: file.name)
+# The demo's own stages have a setting of their own: tests/demo/test_muon.py.
+PUBLISHED = [file for file in sorted(CONFIGS.glob("*.yaml")) if "tools.demo.muon" not in file.read_text()]
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.name)
 def test_the_published_configurations_hold_settings_that_exist_and_agree(tmp_path, file):
     words = ["--data", "rows.jsonl", "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--fp16", "false"]
     args = read_config(file, words)

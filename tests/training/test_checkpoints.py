@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from in_turn import cut_off
-from small_runs import (
+from safetensors import safe_open
+from small_runs import NAMES,  (
     ENVIRONMENT,
     NAMES,
     arguments,
@@ -20,6 +21,9 @@ from small_runs import (
     write_rows,
 )
 
+from safeqwen.export import load_run
+from safeqwen.training import checkpoints
+from safeqwen.training import run as run_module
 from safeqwen.training.checkpoints import last_checkpoint
 from safeqwen.training.run import train
 
@@ -145,3 +149,44 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
     assert resumed["epoch"] == metrics["epoch"]
     assert last_checkpoint(tmp_path / "moved").name == f"checkpoint-{len(losses) - 2}"
     assert_same_weights(tmp_path / "alone", tmp_path / "moved")
+
+
+def test_of_two_runs_started_into_one_folder_at_the_same_time_only_one_trains(tmp_path, rows, monkeypatch):
+    """The second starts, and ends, after the first has found the folder free and before it trains."""
+    load = run_module._load
+
+    def load_after_another_run(*args):
+        monkeypatch.setattr(run_module, "_load", load)
+        train(arguments(rows, tmp_path / "run", seed=2))
+        return load(*args)
+
+    monkeypatch.setattr(run_module, "_load", load_after_another_run)
+    with pytest.raises(ValueError, match="a run that was started at the same time; choose another output_dir"):
+        train(arguments(rows, tmp_path / "run", seed=1))
+    train(arguments(rows, tmp_path / "alone", seed=2))
+    assert_same_weights(tmp_path / "run", tmp_path / "alone")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["seed"] == 2
+
+
+def test_a_folder_that_could_not_be_claimed_for_want_of_room_is_free_again(tmp_path, monkeypatch):
+    def full(file, fields):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.claim(tmp_path / "run", {})
+    checkpoints.claim(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize("tuning", ["lora", "guard_only", "full"])
+def test_the_result_of_a_run_names_its_categories(tmp_path, rows, tuning):
+    train(arguments(rows, tmp_path / "run", tuning=tuning, categories=NAMES, max_steps=1))
+    final = tmp_path / "run" / "final"
+    if tuning == "full":
+        assert json.loads((final / "config.json").read_text())["safety_categories"] == NAMES
+        return
+    (file,) = final.glob("*.safetensors")
+    with safe_open(file, "pt") as tensors:
+        assert json.loads(tensors.metadata()["safety_categories"]) == NAMES
+    load_run(tmp_path / "run")
