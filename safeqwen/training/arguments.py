@@ -109,8 +109,6 @@ class SafetyTrainingArguments(TrainingArguments):
             if _not_installed(self.report_to):
                 self.report_to = []
                 print("losses are not logged: to log them, pip install tensorboard", file=sys.stderr)
-        if self.tuning == "guard_only":
-            self.gradient_checkpointing = False  # the guard is too small to gain by it
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # works with frozen embeddings, too
         if self.early_stopping_patience is not None:
@@ -118,6 +116,8 @@ class SafetyTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = self.tuning == "full"  # the vision tower, in a batch without pictures
         super().__post_init__()
+        if self.tuning == "guard_only":  # too small to gain by it; transformers 5.24 renamed the setting
+            self.gradient_checkpointing = self.activation_checkpointing = False
         if self.parallel_mode.name == "NOT_DISTRIBUTED":
             self._n_gpu = min(self._n_gpu, 1)  # Qwen2.5-VL does not run in DataParallel; torchrun uses all GPUs
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from in_turn import cut_off
 from safetensors import safe_open
-from small_runs import NAMES,  (
+from small_runs import (
     ENVIRONMENT,
     NAMES,
     arguments,
