@@ -1,5 +1,6 @@
 """`safeqwen train`: prints the final metrics, or why there are none, and gives the exit code."""
 
+import errno
 import json
 import re
 import shlex
@@ -22,7 +23,9 @@ def run(args):
         settings = read_config(args.config, args.overrides)
         metrics = train(settings, without_tokens(command))
     except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
-        print(f"safeqwen train: {error}", file=sys.stderr)
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        reason = f"the disk is full ({error}); make room, and start it again with --resume" if is_full else error
+        print(f"safeqwen train: {reason}", file=sys.stderr)
         return 2
     if settings.distributed_state.is_main_process:
         print(json.dumps(metrics, indent=2))

@@ -91,15 +91,14 @@ def claim(output_dir, run):
     file = Path(output_dir, "run.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file.open("x").close()  # of two runs that come here at once only one makes the file
+        with file.open("x", encoding="utf-8") as out:  # of two runs that come here at once only one makes the file
+            json.dump(run, out, indent=2, ensure_ascii=False)
     except FileExistsError:
         raise ValueError(
             f"{output_dir} now holds a run that was started at the same time; choose another output_dir"
         ) from None
-    try:
-        write_json(file, run)
     except OSError:
-        file.unlink()
+        file.unlink(missing_ok=True)
         raise
 
 

@@ -1,6 +1,7 @@
 """`safeqwen train`: exit codes, and reasons of one line."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -68,6 +69,10 @@ def test_a_full_disk_is_told_in_one_line_with_the_remedy(tmp_path, config, capsy
     def full(value, file, *args, **kwargs):
         raise OSError(28, "No space left on device", str(file))
 
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", full)  # of run.json
+        reason = reason_of(capsys, config).splitlines()[-1]
+    assert reason.startswith("safeqwen train: the disk is full ") and reason.endswith("start it again with --resume")
     monkeypatch.setattr(torch, "save", full)
-    reason = reason_of(capsys, config).splitlines()[-1]
+    reason = reason_of(capsys, config, "--resume").splitlines()[-1]
     assert "final could not be written" in reason and "make room, and --resume goes on from the beginning" in reason

@@ -169,11 +169,11 @@ def test_of_two_runs_started_into_one_folder_at_the_same_time_only_one_trains(tm
 
 
 def test_a_folder_that_could_not_be_claimed_for_want_of_room_is_free_again(tmp_path, monkeypatch):
-    def full(file, fields):
+    def full(run, out, **kwargs):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_json", full)
+        patch.setattr(json, "dump", full)
         with pytest.raises(OSError, match="No space left"):
             checkpoints.claim(tmp_path / "run", {})
     checkpoints.claim(tmp_path / "run", {})
