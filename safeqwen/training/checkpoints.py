@@ -5,7 +5,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import safeqwen
 from safeqwen.export import GUARD_FILE, save_processor, write_json
@@ -180,7 +180,9 @@ def save_final(trainer, model, processor):
 
 
 def _save_with_categories(tensors, file, config):
-    save_file(tensors, file, {"format": "pt", "safety_categories": json.dumps(config.safety_categories)})
+    # As bytes first: tensors that were loaded from this very file may still be read from it.
+    data = save(tensors, {"format": "pt", "safety_categories": json.dumps(config.safety_categories)})
+    file.write_bytes(data)
 
 
 def record(output_dir, **entries):

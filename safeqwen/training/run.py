@@ -44,7 +44,7 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     demo = {"demo": str(safeqwen.DEMO_CHECKPOINT)}
     base, processor = demo.get(args.model, args.model), demo.get(args.processor, args.processor)
     hub = {"revision": args.model_revision} if args.model_revision else {}
-    processor = _load_processor(args, processor or base, {} if processor else hub)
+    processor = load_processor(args, processor or base, {} if processor else hub)
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
     config = SafeQwen2_5_VLConfig.from_pretrained(base, **hub)
     taxonomy = read_categories(args.categories, config)
@@ -55,7 +55,7 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     run = _from_main_process(state, lambda: describe(args, base, revision, taxonomy, rows, eval_rows, command))
     checkpoint = None if is_new else _from_main_process(state, lambda: checkpoint_to_resume(args, run))
 
-    model = _load(args, base, taxonomy, hub)
+    model = load_model(args, base, taxonomy, hub)
     if args.tuning == "guard_only":
         model.to(args.device)
         weights = weights_digest(model)
@@ -68,22 +68,17 @@ def train(args, command=None, trainer_class=SafetyTrainer):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision weights would lose small steps
 
-    steps, weights_of_classes, weights_of_rows, callbacks = WholeSteps(rows, args.rows_per_step), None, None, []
-    if args.class_weights == "balanced":
-        weights_of_classes = class_weights(rows.verdict_labels, len(taxonomy.names))
-    if args.balanced_sampling:
-        weights_of_rows = sample_weights(rows.labels) + [0.0] * steps.num_blank
-    if args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    steps, patience = WholeSteps(rows, args.rows_per_step), args.early_stopping_patience
+    is_weighted = args.class_weights == "balanced"
     trainer = trainer_class(
         model=trained,
         args=args,
         data_collator=collator,
         train_dataset=steps,
         eval_dataset=eval_rows,
-        callbacks=callbacks,
-        class_weights=weights_of_classes,
-        sample_weights=weights_of_rows,
+        callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
+        class_weights=class_weights(rows.verdict_labels, len(taxonomy.names)) if is_weighted else None,
+        sample_weights=sample_weights(rows.labels) + [0.0] * steps.num_blank if args.balanced_sampling else None,
         safety_loss_lambda=model.config.safety_loss_lambda,
     )
     _refuse_uneven_pictures(trainer, rows)  # before the folder is this run's
@@ -103,7 +98,8 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     return metrics
 
 
-def _load_processor(args, source, hub):
+def load_processor(args, source, hub):
+    """Returns the processor of a folder or repository, with the pixel limits of the settings."""
     processor = AutoProcessor.from_pretrained(source, **hub)
     given = {"shortest_edge": args.min_pixels, "longest_edge": args.max_pixels}  # the library's names for them
     if any(value is not None for value in given.values()):
@@ -134,7 +130,13 @@ def read_categories(categories, config):
     return Taxonomy(categories)
 
 
-def _load(args, base, taxonomy, hub):
+def load_model(args, base, taxonomy, hub):
+    """
+    Returns the model to train, in the precision and with the frozen parameters that the settings ask for.
+
+    Raises:
+        ValueError: if `frozen` matches no parameter.
+    """
     options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     half = "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32"
     dtype = args.dtype or ("float32" if args.tuning == "full" else half)
@@ -159,23 +161,21 @@ def _load(args, base, taxonomy, hub):
 
 def _read(args, taxonomy, collator):
     options = {"image_root": args.image_root, "on_bad_row": args.on_bad_row}
-    rows = read_rows(args.data, taxonomy, collator, split=args.data_split, **options)
-    eval_rows = None
+    parts = {"data": read_rows(args.data, taxonomy, collator, split=args.data_split, **options)}
     if args.eval_data:
-        eval_rows = read_rows(args.eval_data, taxonomy, collator, split=args.eval_split, **options)
-    for name, part in (("data", rows), ("eval_data", eval_rows)):
-        if part is None:
-            continue
+        parts["eval_data"] = read_rows(args.eval_data, taxonomy, collator, split=args.eval_split, **options)
+    for name, part in parts.items():
         if args.tuning == "guard_only" and any(has_label(example.picture_categories) for example in part.examples):
             raise ValueError(f"{name} has picture_categories, which guard_only cannot learn; take lora or full")
         for problem in part.problems:
             print(f"skipped: {problem}", file=sys.stderr)
         cut = f", {part.num_cut} cut at max_length {args.max_length}" if part.num_cut else ""
         print(f"{name}: {len(part)} rows, {len(part.problems)} skipped{cut}", file=sys.stderr)
+    rows = parts["data"]
     if args.tuning == "guard_only" and not has_label(rows.labels):
         raise ValueError("tuning: guard_only learns from verdict labels, but no row has one; add safety_label to rows")
     _name_missing_categories(args, taxonomy, rows)
-    return rows, eval_rows
+    return rows, parts.get("eval_data")
 
 
 def _name_missing_categories(args, taxonomy, rows):

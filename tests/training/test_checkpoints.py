@@ -153,14 +153,14 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path, rows):
 
 def test_of_two_runs_started_into_one_folder_at_the_same_time_only_one_trains(tmp_path, rows, monkeypatch):
     """The second starts, and ends, after the first has found the folder free and before it trains."""
-    load = run_module._load
+    load = run_module.load_model
 
     def load_after_another_run(*args):
-        monkeypatch.setattr(run_module, "_load", load)
+        monkeypatch.setattr(run_module, "load_model", load)
         train(arguments(rows, tmp_path / "run", seed=2))
         return load(*args)
 
-    monkeypatch.setattr(run_module, "_load", load_after_another_run)
+    monkeypatch.setattr(run_module, "load_model", load_after_another_run)
     with pytest.raises(ValueError, match="a run that was started at the same time; choose another output_dir"):
         train(arguments(rows, tmp_path / "run", seed=1))
     train(arguments(rows, tmp_path / "alone", seed=2))

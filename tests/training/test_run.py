@@ -21,7 +21,7 @@ from safeqwen.data.taxonomy import Taxonomy
 from safeqwen.export import load_run
 from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import load_base
-from safeqwen.training.run import _load, _load_processor, train
+from safeqwen.training.run import load_model, load_processor, train
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_
     old = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}
     file.write_text(json.dumps({**old, "min_pixels": 3136, "max_pixels": 12845056, "temporal_patch_size": 2}))
     args = arguments(rows, tmp_path / "run", max_pixels=60000)
-    loaded = _load_processor(args, tmp_path / "old", {})
+    loaded = load_processor(args, tmp_path / "old", {})
     picture = Image.new("RGB", (900, 900))
     (grid,) = loaded.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"]
     assert 40000 < int(grid.prod()) * 14 * 14 <= 60000
@@ -82,9 +82,9 @@ def test_weights_that_are_trained_are_float32_whatever_the_others_are(tmp_path, 
         ({"bf16": True, "tuning": "full"}, torch.float32),
     ],
 )
-def test_weights_that_stay_as_they_are_have_the_precision_that_was_asked_for(tmp_path, rows, settings, dtype):
+def test_frozen_weights_have_the_precision_that_was_asked_for(tmp_path, rows, settings, dtype):
     args = arguments(rows, tmp_path, guard_dropout=0.25, attn_implementation="eager", **settings)
-    model = _load(args, DEMO_CHECKPOINT, Taxonomy(NAMES), {})
+    model = load_model(args, DEMO_CHECKPOINT, Taxonomy(NAMES), {})
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model.config._attn_implementation == "eager"
     assert [module.p for module in model.img_safety_head.modules() if isinstance(module, torch.nn.Dropout)] == [0.25]
