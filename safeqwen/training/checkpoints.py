@@ -18,30 +18,14 @@ BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")
 COMPLETE = "complete"  # a file that stands in a checkpoint once all of it is written
 PACKAGES = ("safeqwen", "torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "datasets")
 # Settings that a resumed run may change: they do not change what is learnt.
-FREE_ON_RESUME = {
-    "activation_checkpointing",
-    "dataloader_num_workers",
-    "ddp_find_unused_parameters",
-    "deepspeed",
-    "disable_tqdm",
-    "eval_on_start",
-    "feature_cache",
-    "fsdp",
-    "fsdp_config",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "log_level",
-    "logging_dir",
-    "logging_steps",
-    "output_dir",
-    "per_device_eval_batch_size",
-    "report_to",
-    "resume",
-    "run_name",
-    "save_total_limit",
-    "torch_compile",
-    "use_cpu",
-}
+FREE_ON_RESUME = set(
+    """
+    activation_checkpointing dataloader_num_workers ddp_find_unused_parameters deepspeed disable_tqdm
+    eval_on_start feature_cache fsdp fsdp_config gradient_accumulation_steps gradient_checkpointing log_level
+    logging_dir logging_steps output_dir per_device_eval_batch_size report_to resume run_name save_total_limit
+    torch_compile use_cpu
+    """.split()
+)
 
 
 @contextmanager
@@ -69,7 +53,7 @@ def begins_anew(args):
     Returns whether a run is to begin in the output folder (`bool`); else one that is there is to go on.
 
     Raises:
-        ValueError: if the folder holds a run and `resume` is not set, or checkpoints without a run.
+        ValueError: if the folder holds a run and `resume` is not set, or checkpoints or a result without a run.
     """
     output = Path(args.output_dir)
     if (output / "run.json").exists():
@@ -77,7 +61,7 @@ def begins_anew(args):
             raise ValueError(f"{output} already holds a run; go on with it by --resume, or choose another output_dir")
         return False
     if (output / "final").exists() or any(output.glob("checkpoint-*")):
-        raise ValueError(f"{output} holds checkpoints of something else; choose another output_dir")
+        raise ValueError(f"{output} holds checkpoints or a result of something else; choose another output_dir")
     return True
 
 

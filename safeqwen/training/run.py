@@ -116,18 +116,10 @@ def load_processor(args, source, hub):
 
 
 def read_categories(categories, config):
-    """
-    Returns the [`Taxonomy`] that `categories` names, or that of the model's configuration.
-
-    Args:
-        categories (`list[str]`, *optional*): names, or one YAML file of them.
-        config ([`SafeQwen2_5_VLConfig`])
-    """
-    if categories is None:
-        return Taxonomy(config.safety_categories)
-    if len(categories) == 1:
+    """The [`Taxonomy`] of a list of names, of the one YAML file in it, or, without a list, of the model."""
+    if categories is not None and len(categories) == 1:
         return read_taxonomy(categories[0])
-    return Taxonomy(categories)
+    return Taxonomy(categories or config.safety_categories)
 
 
 def load_model(args, base, taxonomy, hub):

@@ -39,6 +39,7 @@ def test_pictures_have_labels_of_their_own_in_the_order_of_the_batch(tmp_path, c
     assert batch["safety_labels"].tolist() == [IGNORED, 0, suicide]
     assert batch["picture_categories"].tolist() == [suicide, IGNORED, IGNORED, suicide, IGNORED]
     assert batch["picture_rows"].tolist() == [0, 0, 1, 2, 2]
+    assert collator(rows.examples[:2])["picture_rows"].tolist() == [0, 0, 1]
     assert rows.verdict_labels == [IGNORED, suicide, IGNORED, 0, suicide, suicide, IGNORED]
     assert "picture_categories" not in collator(rows.examples[1:2])
     assert rows.blank().picture_categories == [IGNORED, IGNORED]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,8 +122,12 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, rows):
             train(arguments(rows, tmp_path / "run", resume=True, **{**settings, **extra}))
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-7"
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(ValueError, match="holds checkpoints of something else"):
-        train(arguments(rows, tmp_path / "run", resume=True, **settings))
+    for folder in tmp_path.glob("run/checkpoint-*"):
+        with pytest.raises(ValueError, match="holds checkpoints or a result of something else"):
+            train(arguments(rows, tmp_path / "run", resume=True, **settings))
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="holds checkpoints or a result of something else"):
+        train(arguments(rows, tmp_path / "run", **settings))  # for the result that is left
 
 
 def test_a_run_that_cannot_start_leaves_its_folder_free(tmp_path, rows):

@@ -34,20 +34,13 @@ class Muon(torch.optim.Optimizer):
     Args:
         params (iterable of `torch.nn.Parameter` of two dimensions, or groups of them)
         lr (`float`), momentum (`float` in [0, 1), Nesterov's), weight_decay (`float`, decoupled)
-
-    Raises:
-        ValueError: if a parameter is no matrix.
     """
 
     def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            if wrong := [tuple(parameter.shape) for parameter in group["params"] if parameter.ndim != 2]:
-                raise ValueError(f"Muon is for matrices, got a parameter of shape {wrong[0]}; give that to AdamW")
 
     @torch.no_grad()
     def step(self, closure=None):
-        _refuse_closure(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -93,12 +86,8 @@ class SeveralOptimizers(torch.optim.Optimizer):
         return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
 
     def step(self, closure=None):
-        _refuse_closure(closure)
         for optimizer in self.optimizers:
             optimizer.step()
-
-    def add_param_group(self, param_group):
-        raise NotImplementedError("add the group to one of .optimizers: nothing says which it belongs to")
 
     def zero_grad(self, set_to_none=True):
         for optimizer in self.optimizers:
@@ -110,11 +99,6 @@ class SeveralOptimizers(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-
-
-def _refuse_closure(closure):
-    if closure is not None:
-        raise ValueError("a step takes no closure: compute the loss and its gradients before it")
 
 
 @dataclass
