@@ -19,8 +19,8 @@ model's estimate, not a decision: choose what to do about it on your own data.
 TRAIN = """\
 Fine-tune a SafeQwen or a plain Qwen2.5-VL, or train a guard alone, as a YAML file says.
 
-The settings are transformers' TrainingArguments and those of safeqwen.training.SafetyTrainingArguments. With several
-processes: accelerate launch -m safeqwen train CONFIG.yaml
+The settings are transformers' TrainingArguments and this package's: safeqwen train CONFIG.yaml --help lists them. With
+several processes: accelerate launch -m safeqwen train CONFIG.yaml
            torchrun --nproc-per-node N -m safeqwen train CONFIG.yaml
 
 exit codes: 0 the run has ended and its folder is whole; 2 wrong settings, data that cannot be trained on, or a full
@@ -143,7 +143,7 @@ def add_train(commands):
     train = add_command(
         commands,
         "train",
-        "training",
+        "commands.train",
         help="fine-tune a model or train a guard",
         description=TRAIN,
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from safeqwen.taxonomy import CATEGORIES
+from safeqwen.data.taxonomy import CATEGORIES
 
 
 LINE_STYLES = ("outline", "solid", "bold", "flat", "dashed")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import own_taxonomy
 
+from safeqwen.data.taxonomy import CATEGORIES
 from safeqwen.pictograms import (
     BACKGROUNDS,
     FIRST_HELD_OUT_SEED,
@@ -37,7 +38,6 @@ from safeqwen.pictograms import (
     draw,
     subject,
 )
-from safeqwen.taxonomy import CATEGORIES
 
 
 NUM_PROCESSES = 2

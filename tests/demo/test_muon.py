@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from in_turn import cut_off
+from small_runs import CONFIGS, ROOT, arguments, assert_same_weights, build_trainer, write_rows
 from torch.testing import assert_close
 
-from safeqwen.optimizers import Muon, SeveralOptimizers, orthogonalized
+from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.training.arguments import read_config
+from safeqwen.training.run import train
+from tools.demo.muon import Muon, MuonTrainer, MuonTrainingArguments, SeveralOptimizers, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
@@ -32,11 +37,6 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_brings_the_valu
     assert values.diagonal().min() > 0.6 and values.diagonal().max() < 1.3
 
 
-def test_muon_refuses_what_is_no_matrix():
-    with pytest.raises(ValueError, match="Muon is for matrices, got a parameter of shape \\(3,\\)"):
-        Muon([torch.nn.Parameter(torch.zeros(3))])
-
-
 def test_several_optimizers_step_clear_save_and_load_as_one():
     torch.manual_seed(0)
     first, second = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
@@ -56,8 +56,30 @@ def test_several_optimizers_step_clear_save_and_load_as_one():
     other.load_state_dict(optimizer.state_dict())
     assert_close(other.state[first]["momentum_buffer"], optimizer.state[first]["momentum_buffer"])
     assert other.state[second]["step"] == 1
-    with pytest.raises(NotImplementedError, match="nothing says which it belongs to"):
-        other.add_param_group({"params": [first]})
-    for one in (other, *other.optimizers[:1]):
-        with pytest.raises(ValueError, match="a step takes no closure"):
-            one.step(lambda: None)
+
+
+def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp_path):
+    rows = {"data": write_rows(tmp_path / "rows", 21, 0)}
+    muon = {"arguments_class": MuonTrainingArguments, "tuning": "full", "muon_learning_rate": 0.01}
+    settings = {**muon, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    train(arguments(rows, tmp_path / "alone", **settings), trainer_class=MuonTrainer)
+    trainer = build_trainer(rows, tmp_path / "unused", lora=False, trainer_class=MuonTrainer, **muon)
+    muon, adamw = trainer.create_optimizer().optimizers
+    assert {group["lr"] for group in muon.param_groups} == {0.01}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    matrices = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert "model.visual.blocks.0.mlp.up_proj.weight" in matrices
+    assert not any(GUARD in name or "embed" in name or name.endswith("bias") for name in matrices)
+    rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
+    assert matrices.isdisjoint(rest) and matrices | rest == set(names.values())
+
+    cut_off(tmp_path / "alone", 2, tmp_path / "resumed")
+    train(arguments(rows, tmp_path / "resumed", resume=True, **settings), trainer_class=MuonTrainer)
+    assert_same_weights(tmp_path / "alone", tmp_path / "resumed")
+
+
+def test_the_published_configurations_of_the_demos_stages_are_read_with_their_rate():
+    files = [file for folder in (CONFIGS, ROOT / "tools" / "demo") for file in sorted(folder.glob("demo_*.yaml"))]
+    stages = [file for file in files if "tools.demo.muon" in file.read_text()]
+    rates = [read_config(file, ["--output_dir", "o"], MuonTrainingArguments).muon_learning_rate for file in stages]
+    assert rates == [0.01, 0.03, 0.03]  # joint, text, vision

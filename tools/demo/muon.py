@@ -1,8 +1,22 @@
-"""Optimizers for `safeqwen train` that torch lacks: Muon in float32, and several that step as one."""
+"""
+Trains a stage of the demo checkpoint as `safeqwen train` does, but its matrices by Muon.
+
+    python -m tools.demo.muon CONFIG.yaml [--key value ...]
+
+The settings are those of `safeqwen train`, and `muon_learning_rate`.
+"""
 
 import math
+import shlex
+import sys
+from dataclasses import dataclass, field
 
 import torch
+
+from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.training.arguments import SafetyTrainingArguments, read_config
+from safeqwen.training.run import train
+from safeqwen.training.trainer import SafetyTrainer
 
 
 # Of the quintic Newton-Schulz iteration, from Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon/).
@@ -20,20 +34,13 @@ class Muon(torch.optim.Optimizer):
     Args:
         params (iterable of `torch.nn.Parameter` of two dimensions, or groups of them)
         lr (`float`), momentum (`float` in [0, 1), Nesterov's), weight_decay (`float`, decoupled)
-
-    Raises:
-        ValueError: if a parameter is no matrix.
     """
 
     def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            if wrong := [tuple(parameter.shape) for parameter in group["params"] if parameter.ndim != 2]:
-                raise ValueError(f"Muon is for matrices, got a parameter of shape {wrong[0]}; give that to AdamW")
 
     @torch.no_grad()
     def step(self, closure=None):
-        _refuse_closure(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -79,12 +86,8 @@ class SeveralOptimizers(torch.optim.Optimizer):
         return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
 
     def step(self, closure=None):
-        _refuse_closure(closure)
         for optimizer in self.optimizers:
             optimizer.step()
-
-    def add_param_group(self, param_group):
-        raise NotImplementedError("add the group to one of .optimizers: nothing says which it belongs to")
 
     def zero_grad(self, set_to_none=True):
         for optimizer in self.optimizers:
@@ -98,6 +101,38 @@ class SeveralOptimizers(torch.optim.Optimizer):
             optimizer.load_state_dict(state)
 
 
-def _refuse_closure(closure):
-    if closure is not None:
-        raise ValueError("a step takes no closure: compute the loss and its gradients before it")
+@dataclass
+class MuonTrainingArguments(SafetyTrainingArguments):
+    """The settings of `safeqwen train`, and one more."""
+
+    muon_learning_rate: float = field(default=0.01, metadata={"help": "of matrices within the towers"})
+
+
+class MuonTrainer(SafetyTrainer):
+    """Trains matrices within the towers by Muon, and all other parameters by what `optim` says."""
+
+    def create_optimizer(self, model=None):
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            named = dict(model.named_parameters())
+            matrices = {name: parameter for name, parameter in named.items() if is_muons(name, parameter)}
+            rest = self.parameter_groups((name, named[name]) for name in named if name not in matrices)
+            optimizer, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            options = {"lr": self.args.muon_learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer = SeveralOptimizers([Muon(matrices.values(), **options), optimizer(rest, **kwargs)])
+        return self.optimizer
+
+
+def is_muons(name, parameter):
+    """Whether Muon is for this parameter: a matrix within a tower, not at its ends."""
+    at_an_end = "embed" in name or "lm_head" in name or GUARD in name
+    return parameter.requires_grad and parameter.ndim == 2 and not at_an_end
+
+
+def main(argv):
+    args = read_config(argv[0], argv[1:], MuonTrainingArguments)
+    train(args, shlex.join(["python", "-m", "tools.demo.muon", *argv]), MuonTrainer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
