@@ -52,12 +52,14 @@ from safeqwen.data import (
     read_taxonomy,
     sample_weights,
 )
-from safeqwen.export import GUARD_FILE, save_processor, write_json
+from safeqwen.files import write_json
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLVerdict
 from safeqwen.loading import folder_digest, load_base
 from safeqwen.optimizers import Muon, SeveralOptimizers
+from safeqwen.processor import save_processor
 from safeqwen.provenance import git_commit, package_versions
+from safeqwen.publishing.record import GUARD_FILE
 
 
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")

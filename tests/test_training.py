@@ -28,9 +28,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 import safeqwen_cli
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data import SafetyCollator, Taxonomy, class_weights, read_rows, sample_weights
-from safeqwen.export import load_run
 from safeqwen.loading import load_base
-from safeqwen.pictograms import draw
+from safeqwen.publishing.record import load_run
 from safeqwen.training import (
     GUARD,
     SafetyTrainer,
@@ -43,6 +42,7 @@ from safeqwen.training import (
     read_config,
     train,
 )
+from tools.demo.pictograms import draw
 
 
 TESTS = Path(__file__).parent

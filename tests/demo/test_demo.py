@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictograms import FIRST_HELD_OUT_SEED, HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, draw
+from tools.demo.pictograms import FIRST_HELD_OUT_SEED, HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, draw
 
 
 NAMES = [category.name for category in CATEGORIES]

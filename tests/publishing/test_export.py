@@ -15,22 +15,25 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_peft import TARGETS
 from tiny import CODE_FILES, ROOT
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-import safeqwen.export as exporting
+import safeqwen.publishing.export as exporting
+import safeqwen.publishing.record as recording
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.export import export, load_run, save_processor
 from safeqwen.loading import load, load_base
-from safeqwen.model_card import front_matter, without_folders
-from safeqwen.pictograms import draw
+from safeqwen.processor import save_processor
 from safeqwen.prompt import chat_prompt
+from safeqwen.publishing.export import export
+from safeqwen.publishing.model_card import front_matter, without_folders
+from safeqwen.publishing.record import load_run
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 CATEGORIES = ["safe", "our logo", "a|rival", "weapon", "naïve"]
 
 
@@ -278,7 +281,7 @@ def test_the_card_is_filled_from_the_run(runs, tmp_path):
 
 def test_the_card_names_a_base_on_the_hub_and_says_what_is_not_known(run, monkeypatch, tmp_path):
     change_record(run, base_model="Qwen/Qwen2.5-VL-7B-Instruct", base_revision="cc59489", metrics={})
-    monkeypatch.setattr(exporting, "load_base", lambda base, **kw: load_base(DEMO_CHECKPOINT, **_without_revision(kw)))
+    monkeypatch.setattr(recording, "load_base", lambda base, **kw: load_base(DEMO_CHECKPOINT, **_without_revision(kw)))
     card = (export(run, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
     fields = front_matter(card)
     assert fields["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct" and fields["license"] == "unknown"

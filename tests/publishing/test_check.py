@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from test_export import CATEGORIES, change_tensors, runs  # noqa: F401  a fixture
 from tiny import ROOT, VERSION_4
 
-import safeqwen.export as exporting
+import safeqwen.publishing.export as exporting
 from safeqwen import DEMO_CHECKPOINT
-from safeqwen.export import export
-from safeqwen.pictograms import draw
+from safeqwen.publishing.export import export
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
 CLASS = "SafeQwen2_5_VLForConditionalGeneration"
