@@ -62,7 +62,11 @@ def write_run(folder, tuning="lora", base=DEMO_CHECKPOINT, categories=CATEGORIES
     else:
         final.mkdir(parents=True)
         head = model.img_safety_head.state_dict()
-        save_file({f"img_safety_head.{name}": t for name, t in head.items()}, final / "img_safety_head.safetensors")
+        save_file(
+            {f"img_safety_head.{name}": tensor for name, tensor in head.items()},
+            final / "img_safety_head.safetensors",
+            metadata={"safety_categories": json.dumps(list(categories))},
+        )
     save_processor(processor, final)
     record = {
         "safeqwen": "0.1.0",
@@ -373,10 +377,23 @@ def test_a_record_that_does_not_fit_is_refused(run, tmp_path, fields, message):
     refused(run, tmp_path / "out", message)
 
 
-def test_a_full_run_with_another_taxonomy_than_its_record_is_refused(runs, tmp_path):
-    run = shutil.copytree(runs["full"], tmp_path / "run")
+@pytest.mark.parametrize("tuning", ["full", "guard_only"])
+def test_a_result_with_another_taxonomy_than_its_record_is_refused(runs, tmp_path, tuning):
+    run = shutil.copytree(runs[tuning], tmp_path / "run")
     change_record(run, safety_categories=[*CATEGORIES[1:], CATEGORIES[0]])
     refused(run, tmp_path / "out", "do they belong to one run")
+
+
+def test_an_adapter_beside_a_configuration_of_another_taxonomy_is_refused(run, tmp_path):
+    (run / "final" / "config.json").write_text(json.dumps({"safety_categories": ["safe", "weapon"]}))
+    refused(run, tmp_path / "out", r"has the categories \['safe', 'weapon'\], but run.json says .*one run")
+
+
+def test_a_guard_whose_file_does_not_tell_its_categories_is_taken_by_its_record(runs, tmp_path):
+    run = shutil.copytree(runs["guard_only"], tmp_path / "run")
+    file = run / "final" / "img_safety_head.safetensors"
+    save_file(load_file(file), file)
+    assert export(run, tmp_path / "out").is_dir()
 
 
 def test_what_is_no_run_is_refused(tmp_path, run):
@@ -435,6 +452,45 @@ def test_what_fails_half_way_leaves_nothing(run, tmp_path, monkeypatch, failing,
     with pytest.raises(type(error)):
         export(run, tmp_path / "deep" / "out")
     assert [*(tmp_path / "deep").iterdir()] == []
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_is_left(run, tmp_path, adapter_only):
+    (tmp_path / "disk").mkdir()
+    # No file of more than 100 kB: the kernel stops the writing in the middle, as it does where the disk is full.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    code = f"import sys; {limited}; from safeqwen_cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["export", str(run), str(tmp_path / "disk" / "out"), *["--adapter-only"] * adapter_only]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1 and done.stdout == "", done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "safeqwen" in line]
+    assert told.startswith(f"safeqwen: {tmp_path}/disk/out could not be written") and "File too large" in told
+    assert "Traceback" not in done.stderr and [*(tmp_path / "disk").iterdir()] == []
+
+
+def test_what_a_killed_export_has_left_is_named_with_what_to_do(run, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    code = """
+import os, signal, sys
+import safeqwen.publishing.export as exporting
+exporting.save_processor = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+exporting.export(*sys.argv[1:])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code, str(run), str(out)], env=environment, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    (left,) = out.parent.iterdir()
+    assert (left / "model.safetensors").exists()
+    capsys.readouterr()
+    assert main(["export", str(run), str(out)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"safeqwen: {left} is what a killed process has left of {out}") and "remove" in told
+    assert [*out.parent.iterdir()] == [left]
+    shutil.rmtree(left)
+    assert export(run, out) == out
 
 
 def test_only_lora_has_an_adapter(runs, tmp_path):
