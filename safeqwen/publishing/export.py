@@ -14,7 +14,7 @@ from safeqwen.files import whole_or_nothing, write_json
 from safeqwen.hub import CODE_FILES
 from safeqwen.processor import save_processor
 from safeqwen.publishing.model_card import model_card, without_folders
-from safeqwen.publishing.record import load_run, read_run
+from safeqwen.publishing.record import ADAPTER_FILE, load_run, read_run
 
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -117,7 +117,7 @@ def _cast(module, dtype, prefix=""):
 
 
 def _write_adapter(record, final, folder):
-    shutil.copyfile(final / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    shutil.copyfile(final / ADAPTER_FILE, folder / ADAPTER_FILE)
     config = json.loads((final / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = without_folders(record["base_model"])
     write_json(folder / "adapter_config.json", config)

@@ -20,8 +20,9 @@ A run is a folder that `safeqwen train` writes and this module reads:
         lora                a PEFT adapter: adapter_config.json, adapter_model.safetensors with LoRA and, through
                             modules_to_save=["img_safety_head"], the guard
         full                all that the model's save_pretrained writes
-        guard_only          img_safety_head.safetensors with the keys img_safety_head.mlp.0.weight etc.; its metadata
-                            holds the names of the columns, as JSON under "safety_categories"
+        guard_only          img_safety_head.safetensors with the keys img_safety_head.mlp.0.weight etc.
+                    The guard's columns are named by config.json, or without one (lora, guard_only) by the metadata of
+                    the safetensors file: a list, as JSON under "safety_categories".
 """
 
 import json
@@ -53,6 +54,7 @@ RUN_FIELDS = (
 )
 TUNINGS = ("lora", "full", "guard_only")
 GUARD_FILE = f"{GUARD}.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's name
 
 
 def read_run(run):
@@ -140,9 +142,10 @@ def load_run_model(run, dtype="auto"):
 
 def _own_categories(final):
     """The category names (`list[str]`) that the result itself tells, or `None` if it does not."""
-    if (final / GUARD_FILE).exists():
-        with safe_open(final / GUARD_FILE, "pt") as guard:
-            return json.loads((guard.metadata() or {}).get("safety_categories", "null"))
+    for name in (GUARD_FILE, ADAPTER_FILE):
+        if (final / name).exists():
+            with safe_open(final / name, "pt") as tensors:
+                return json.loads((tensors.metadata() or {}).get("safety_categories", "null"))
     if (final / "config.json").exists():
         return json.loads((final / "config.json").read_text(encoding="utf-8")).get("safety_categories")
     return None

@@ -156,8 +156,8 @@ def prepare_vision(visual, pixel_values):
 
 
 def run(stage, work):
-    """Runs `safeqwen train` on a stage's configuration and returns the folder of the trained model."""
-    command = [sys.executable, "-m", "safeqwen", "train", f"tools/demo/configs/{stage}.yaml"]
+    """Trains as a stage's configuration says, and returns the folder of the trained model."""
+    command = [sys.executable, "-m", "tools.demo.muon", f"tools/demo/configs/{stage}.yaml"]
     # With one thread sums come out the same on any number of cores; the next batch is prepared by another process.
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--output_dir", str(work / "runs" / stage)], check=True, cwd=ROOT, env=one_thread)
