@@ -27,7 +27,7 @@ from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt
-from safeqwen.publishing.export import RECORD
+from safeqwen.publishing.export import RECORD, prompt_ids
 from safeqwen.publishing.model_card import front_matter
 from safeqwen.publishing.record import load_run_model, read_run
 
@@ -35,7 +35,8 @@ from safeqwen.publishing.record import load_run_model, read_run
 QUESTION = "What is in this picture?"
 DIGEST = "categories_digest"  # of the guard: bytes that are no weights
 VIEW = "AutoModelForImageClassification"  # knows pictures only, and takes no prompt
-IMPORTS = {"torch", "transformers", "copy", "dataclasses", "functools", "inspect", "math", "typing"}
+IMPORTS = {"torch", "transformers"}
+IMPORTS |= {"collections", "copy", "dataclasses", "functools", "hashlib", "inspect", "math", "pathlib", "typing"}
 CARD_FIELDS = ("license", "library_name", "pipeline_tag", "tags")
 ROUNDING = {"F16": 2**-11, "BF16": 2**-8, "F32": 2**-18}  # for F32 what float32 arithmetic adds up to, generously
 ALLOWED_ROUNDINGS = 8
@@ -211,16 +212,11 @@ class _Published:
 
     def _check_prompt(self):
         """The token ids that config.json keeps for those who judge without a processor are this processor's."""
-        named = self._config().get("safety_prompt_ids")
-        if named is None:
-            return
-        tokenizer = self.processor.tokenizer
-        texts = chat_prompt(self.processor, num_images=1).split(self.processor.image_token)
-        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        if [named["before"], named["after"]] != ids:
+        ids = prompt_ids(self.processor)
+        named = self._config().get("safety_prompt_ids", ids)
+        if named != ids:
             raise CheckFailed(
-                f"config.json has the safety_prompt_ids {named}, but the processor's prompt is {ids[0]} before a "
-                f"picture and {ids[1]} after it: {AGAIN}"
+                f"config.json has the safety_prompt_ids {named}, but those of the processor's prompt are {ids}: {AGAIN}"
             )
 
     def check_weights(self):

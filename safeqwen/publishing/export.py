@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safeqwen.files import whole_or_nothing, write_json
 from safeqwen.hub import CODE_FILES
 from safeqwen.processor import save_processor
+from safeqwen.prompt import chat_prompt
 from safeqwen.publishing.model_card import model_card, without_folders
 from safeqwen.publishing.record import ADAPTER_FILE, load_run, read_run
 
@@ -70,6 +72,7 @@ def export(
             if adapter_only:
                 _write_adapter(record, Path(run) / "final", folder)
             else:
+                model.config.safety_prompt_ids = prompt_ids(processor)
                 _write_model(model, DTYPES[dtype], max_shard_size, folder)
             save_processor(processor, folder)
             write_json(folder / RECORD, without_folders(record))
@@ -81,6 +84,16 @@ def export(
     if push is not None:
         _upload(out, push, private, f"SafeQwen, trained from {without_folders(record['base_model'])}")
     return out
+
+
+def prompt_ids(processor):
+    """Returns the token ids of the chat prompt around one picture without text, for `config.safety_prompt_ids`.
+
+    `{"before": [151644, 8948, ...], "after": [151653, ...]}`; the picture's placeholders stand between them.
+    """
+    before, after = chat_prompt(processor, num_images=1).split(processor.image_token)
+    tokenize = partial(processor.tokenizer, add_special_tokens=False)
+    return {"before": tokenize(before)["input_ids"], "after": tokenize(after)["input_ids"]}
 
 
 def _write_model(model, dtype, max_shard_size, folder):

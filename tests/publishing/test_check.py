@@ -12,7 +12,7 @@ import torch
 import transformers
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from test_export import CATEGORIES, change_tensors, runs  # noqa: F401  a fixture
+from test_export import CATEGORIES, CODE_FILES, change_tensors, runs  # noqa: F401  a fixture
 from tiny import ROOT, VERSION_4
 from transformers import AutoProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -186,7 +186,7 @@ def test_a_weight_that_is_not_finite_is_named(out, check):
         ("modeling_safeqwen.py", "import socket, os.path\n", "modeling_safeqwen.py imports os, socket"),
         ("configuration_safeqwen.py", "from numpy.linalg import norm\n", "configuration_safeqwen.py imports numpy"),
         ("modeling_safeqwen.py", "# a comment\n", "modeling_safeqwen.py differs from that of the installed safeqwen"),
-        ("more.py", "", "['configuration_safeqwen.py', 'modeling_safeqwen.py', 'more.py'], not"),
+        ("more.py", "", f"{sorted([*CODE_FILES, 'more.py'])}, not"),
     ],
 )
 def test_code_that_is_not_ours_is_named_and_not_run(out, check, file, code, message):
@@ -233,11 +233,11 @@ def test_the_prompt_in_the_configuration_is_the_processors(out, check):
     encode = AutoProcessor.from_pretrained(out).tokenizer.encode
     before = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
     after = encode("<|vision_end|><|im_end|>\n")
-    edit_config(out, safety_prompt_ids={"before": before, "after": after})
-    assert not check(out)[0]
+    assert json.loads((out / "config.json").read_text())["safety_prompt_ids"] == {"before": before, "after": after}
     edit_config(out, safety_prompt_ids={"before": before[:-1], "after": after})
     failed, found = check(out)
-    assert "AutoProcessor" in failed and f"the processor's prompt is {before} before" in found["AutoProcessor"][1]
+    assert "AutoProcessor" in failed
+    assert f"those of the processor's prompt are {{'before': {before}, 'after': {after}}}" in found["AutoProcessor"][1]
 
 
 class View:

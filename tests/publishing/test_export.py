@@ -15,7 +15,7 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import CODE_FILES, ROOT
+from tiny import ROOT
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
@@ -34,6 +34,7 @@ from tools.demo.pictograms import draw
 
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+CODE_FILES = sorted(file.name for file in ROOT.glob("*_safeqwen.py"))
 CATEGORIES = ["safe", "our logo", "a|rival", "weapon", "naïve"]
 
 
@@ -147,6 +148,7 @@ def test_merged_weights_are_base_plus_lora_rounded_once(tmp_path, base_dtype, dt
     merged = load_file(tmp_path / "out" / "model.safetensors")
     base = load_file(tmp_path / "base" / "model.safetensors")
     adapter = load_file(run / "final" / "adapter_model.safetensors")
+    merged.pop("img_safety_head.categories_digest", None)  # bytes
     assert {tensor.dtype for tensor in merged.values()} == {getattr(torch, dtype)}
     num_merged = 0
     for name, tensor in merged.items():
@@ -432,7 +434,7 @@ def test_a_guard_that_was_never_trained_is_not_published(run, tmp_path):
         next(tensor for name, tensor in tensors.items() if name.endswith("mlp.3.bias")).zero_()
 
     change_tensors(run / "final" / "adapter_model.safetensors", forget)
-    refused(run, tmp_path / "out", "neither loaded nor trained.*rows with a safety label")
+    refused(run, tmp_path / "out", "(neither loaded nor|never) trained.*rows with a safety label")
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):

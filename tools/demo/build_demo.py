@@ -53,6 +53,7 @@ from transformers import AutoProcessor, GenerationConfig
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.processor import save_processor
+from safeqwen.publishing.export import prompt_ids
 from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, row_for, write_dataset
 from tools.demo.figures import evaluate
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS, draw, subject
@@ -249,6 +250,7 @@ def save(model, processor, out):
     out.mkdir(parents=True, exist_ok=True)
     for file in out.iterdir():
         file.unlink()
+    model.config.safety_prompt_ids = prompt_ids(processor)
     model.half().save_pretrained(out)
     save_processor(processor, out)
 
