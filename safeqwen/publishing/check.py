@@ -24,7 +24,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
-from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt
 from safeqwen.publishing.export import RECORD, prompt_ids
@@ -216,11 +216,13 @@ class _Published:
         named = self._config().get("safety_prompt_ids", ids)
         if named != ids:
             raise CheckFailed(
-                f"config.json has the safety_prompt_ids {named}, but those of the processor's prompt are {ids}: {AGAIN}"
+                f"config.json has the safety_prompt_ids {named}, but those of the processor's prompt are {ids}: "
+                f"{AGAIN}"
             )
 
     def check_weights(self):
         refuse_two_saves(self.folder)
+        self._check_columns()
         model, info = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
             self.folder, dtype=torch.float32, output_loading_info=True
         )
@@ -233,6 +235,14 @@ class _Published:
                 raise CheckFailed(f"{name} is not finite: {AGAIN}, or train it again")
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         return f"{num_parameters:,} parameters in {'/'.join(sorted(self._dtypes()))}"
+
+    def _check_columns(self):
+        shapes = {name: shape for name, (_, shape) in self._stored().items() if name.startswith(f"{GUARD}.mlp.")}
+        names = self._config().get("safety_categories")
+        if shapes and names is not None:
+            num_columns = shapes[max(shapes, key=lambda name: int(name.split(".")[2]))][0]
+            if num_columns != len(names):
+                raise CheckFailed(f"config.json names {len(names)}, but the guard has {num_columns} columns: {AGAIN}")
 
     def check_verdict(self):
         model, inputs = self._needed(self.model), self._needed(self.inputs)
@@ -341,14 +351,19 @@ class _Published:
 
     def _dtypes(self):
         """`set[str]`: what the tensors of the folder are stored as, e.g. `{"F16"}`."""
-        dtypes = set()
-        for file in self.folder.glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                weights = [name for name in tensors.keys() if not name.endswith(DIGEST)]
-                dtypes |= {tensors.get_slice(name).get_dtype() for name in weights}
+        dtypes = {dtype for name, (dtype, _) in self._stored().items() if not name.endswith(DIGEST)}
         if not dtypes or dtypes - ROUNDING.keys():
             raise CheckFailed(f"the weights are {sorted(dtypes)}, expected {', '.join(ROUNDING)}: {AGAIN}")
         return dtypes
+
+    def _stored(self):
+        """`{name: (dtype, shape)}` of the tensors in the folder's files, e.g. `("F16", [20, 1792])`."""
+        stored = {}
+        for file in self.folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+                stored |= {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()}
+        return stored
 
     @staticmethod
     def _needed(value):

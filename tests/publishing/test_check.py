@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_a_lost_tensor_is_named(out, check, name):
     failed, found = check(out)
     assert "missing" in found[CLASS][1] and name.removeprefix("model.") in found[CLASS][1]
     assert CLASS in failed and "verdict" in failed and {*AUTO_CLASSES} <= failed
-    assert "neither loaded nor trained" in found["verdict"][1]
+    assert re.match("not tried: |.*neither loaded nor trained", found["verdict"][1])
     assert not {"code", "categories", "AutoProcessor", "model card"} & failed
 
 
@@ -245,8 +246,8 @@ class View:
 
     def __init__(self, folder, names, shift=0.0):
         self.model, self.processor = load(folder, device="cpu")
-        self.config, self.shift = self.model.config, shift
-        self.config.id2label = dict(enumerate(names))
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)), safety_categories=CATEGORIES)
+        self.shift = shift
 
     def to(self, device):
         return self
@@ -294,7 +295,7 @@ def test_a_taxonomy_of_another_size_does_not_load(out, check):
     edit_config(out, safety_categories=["safe", "unsafe"], num_safety_categories=2)
     failed, found = check(out)
     assert {"categories", CLASS, *AUTO_CLASSES} <= failed
-    assert "contradict each other: img_safety_head.mlp.3" in found[CLASS][1]
+    assert "config.json names 2, but the guard has 5 columns: export the run again" in found[CLASS][1]
 
 
 @pytest.mark.parametrize(
