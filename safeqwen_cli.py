@@ -155,7 +155,7 @@ def add_export(commands):
     export = add_command(
         commands,
         "export",
-        "export",
+        "commands.export",
         help="make a training run a folder that anyone can load",
         description=EXPORT,
         epilog=EXPORT_EXIT_CODES,
@@ -186,14 +186,14 @@ def add_check(commands):
     check = add_command(
         commands,
         "check",
-        "check",
+        "commands.check",
         help="try a published folder: load, judge, answer, compare",
         description=CHECK,
         epilog=CHECK_EXIT_CODES,
     )
     check.add_argument("folder", metavar="OUT", help="the folder that safeqwen export wrote")
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
-    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
+    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a drawn house)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
 
 

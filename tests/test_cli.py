@@ -13,8 +13,8 @@ from mutated import mutated_files
 from tiny import ROOT
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, judge, load
-from safeqwen.pictograms import draw
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
 SEED = 4_000_000

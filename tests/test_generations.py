@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 # The videos stand last: stock 4.57 and 5.x number the tokens after a clip differently.

@@ -25,7 +25,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from safeqwen import images
 from safeqwen.images import MAX_FRAMES, UnreadableImage, read_image
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 DRAWING = draw("safe", seed=3, size=96)

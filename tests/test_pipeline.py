@@ -14,7 +14,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import safeqwen
 from safeqwen import DEMO_CHECKPOINT, SafetyPipeline, UnreadableImage
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 SEED = 3_000_000

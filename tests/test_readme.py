@@ -13,7 +13,8 @@ import yaml
 from tiny import ROOT
 
 from safeqwen import CATEGORIES
-from safeqwen.pictograms import draw
+from tools.demo.own_taxonomy import PICTOGRAMS
+from tools.demo.pictograms import draw
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,11 +44,10 @@ def test_fine_tuning_goes_as_it_is_told_with_twenty_pictures(tmp_path):
     (tmp_path / "my_categories.yaml").write_text(textwrap.dedent(categories))
     first_row = json.loads(re.search(r"```json\n *(.*?)\n", section)[1])
     (tmp_path / "pictures").mkdir()
-    own = load_script("own_taxonomy").PICTOGRAMS
     rows = []
     for i in range(1, 21):
         drawn, label = [("alcohol", "our_logo"), ("safe", "safe"), ("gambling", "rival")][(i - 1) % 3]
-        draw(drawn, 2_000_000 + i, pictograms=own).save(tmp_path / "pictures" / f"{i}.png")
+        draw(drawn, 2_000_000 + i, pictograms=PICTOGRAMS).save(tmp_path / "pictures" / f"{i}.png")
         rows.append({"images": [f"pictures/{i}.png"], "safety_label": label})
     assert rows[0] == first_row
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

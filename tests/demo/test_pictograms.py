@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from safeqwen import CATEGORIES
-from safeqwen.pictograms import (
+from tools.demo.pictograms import (
     BACKGROUNDS,
     HELD_OUT_BACKGROUND,
     HELD_OUT_LINE_STYLE,

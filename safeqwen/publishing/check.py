@@ -1,39 +1,42 @@
 """`safeqwen check`: whether a published folder loads, judges and answers, and says what its training run said.
 
 How far merged weights may move the logits: rounding a weight makes a relative error of at most u, 2^-11 in float16 and
-2^-8 in bfloat16. The errors of a matrix are independent, so that its output is off by about u / sqrt(3), in no
-direction. The residual stream adds the layers' outputs up and their errors in quadrature, and the share stays at a few
-u however many layers there are. Measured on the demo and on random Qwen2.5-VLs of 2 + 2, 3 + 4 and 28 + 32 layers, as
-a share of the largest logit: 0.1 u to 2.6 u, without a trend. Allowed are 8 u, which is 0.4 % in float16 and 3 % in
-bfloat16. A merge that loses what LoRA did is off by as much as LoRA had moved the logits; the check says how much that
-is.
+2^-8 in bfloat16. The errors of a matrix's entries are independent, so that its output is off by about u / sqrt(3).
+The layers' errors are independent, too: they add up in quadrature, as their outputs do in the residual stream, so that
+the relative error stays at a few u for any number of layers. Measured on the demo and on random Qwen2.5-VLs of 2 + 2,
+3 + 4 and 28 + 32 layers, relative to the largest logit: 0.1 u to 2.6 u, without a trend. Allowed are 8 u: 0.4 % in
+float16 and 3 % in bfloat16. A merge that loses LoRA is off by as much as LoRA moved the logits; the check says how
+much that is.
 """
 
 import ast
 import json
-import sys
-import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from peft import PeftModel
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
+from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
-from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
-from safeqwen.judge import printable
-from safeqwen.model_card import front_matter
-from safeqwen.pictograms import FIRST_HELD_OUT_SEED, draw
 from safeqwen.prompt import chat_prompt
+from safeqwen.publishing.export import RECORD, prompt_ids
+from safeqwen.publishing.model_card import front_matter
+from safeqwen.publishing.record import load_run_model, read_run
 
 
 QUESTION = "What is in this picture?"
-IMPORTS = {"torch", "transformers", "copy", "dataclasses", "functools", "inspect", "math", "typing"}
+DIGEST = "categories_digest"  # of the guard: bytes that are no weights
+VIEW = "AutoModelForImageClassification"  # knows pictures only, and takes no prompt
+IMPORTS = {"torch", "transformers"}
+IMPORTS |= {"collections", "copy", "dataclasses", "functools", "hashlib", "inspect", "math", "pathlib", "typing"}
 CARD_FIELDS = ("license", "library_name", "pipeline_tag", "tags")
 ROUNDING = {"F16": 2**-11, "BF16": 2**-8, "F32": 2**-18}  # for F32 what float32 arithmetic adds up to, generously
 ALLOWED_ROUNDINGS = 8
@@ -62,7 +65,7 @@ def check(folder, run=None, image=None, device="cpu"):
     Args:
         folder (`str` or `os.PathLike`)
         run (`str` or `os.PathLike`, *optional*): the run that it was made of, to compare with.
-        image (`str` or `os.PathLike`, *optional*): the picture to judge; by default a drawing.
+        image (`str` or `os.PathLike`, *optional*): the picture to judge; by default a drawn house.
         device (`str` or `torch.device`, *optional*): where the models run.
 
     Raises:
@@ -79,10 +82,38 @@ def check(folder, run=None, image=None, device="cpu"):
     if run is not None:
         read_run(run)
     try:
-        pictures = [draw("safe", FIRST_HELD_OUT_SEED + 9_000_000, size=224)] if image is None else read_image(image)
+        pictures = [draw_house()] if image is None else read_image(image)
     except UnreadableImage as error:
         raise ValueError(str(error)) from error
     return _findings(_Published(folder, run, pictures, torch.device(device)))
+
+
+def draw_house():
+    """Returns a house on light ground (`PIL.Image`, RGB, 224 x 224 pixels): something to judge."""
+    picture = Image.new("RGB", (224, 224), "lightcyan")
+    brush = ImageDraw.Draw(picture)
+    brush.rectangle((56, 104, 168, 190), fill="khaki", outline="black", width=4)
+    brush.polygon(((36, 104), (112, 36), (188, 104)), fill="firebrick", outline="black", width=4)
+    brush.rectangle((96, 140, 126, 190), fill="black")
+    return picture
+
+
+def refuse_two_saves(folder):
+    """Raises `ValueError` if the folder's weights are not those of one save: transformers would load one in silence.
+
+    A save is model.safetensors alone, or the shards that model.safetensors.index.json names.
+    """
+    found = {file.name for file in Path(folder).glob("model*.safetensors")}
+    index = Path(folder) / "model.safetensors.index.json"
+    if not index.exists():
+        expected = {"model.safetensors"}
+    else:
+        expected = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if surplus := sorted(found - expected):
+        raise ValueError(
+            f"{folder} holds the weights of two saves: {', '.join(surplus)} beside "
+            f"{index.name if index.exists() else 'model.safetensors'}; remove those of the older one"
+        )
 
 
 def _findings(published):
@@ -94,7 +125,7 @@ def _findings(published):
         ("verdict", published.check_verdict),
         ("answer", published.check_answer),
         *(
-            (route, lambda route=route: published.check_auto_class(route))
+            (route, partial(published.check_view if route == VIEW else published.check_auto_class, route))
             for route in AUTO_MAP
             if route.startswith("AutoModel") and hasattr(transformers, route)
         ),
@@ -119,6 +150,7 @@ class _Published:
         self.processor = self.inputs = None
         self.model = None  # until the checks that need it are done
         self.logits = self.safety_logits = None  # (1, sequence, vocabulary), (1, categories)
+        self.picture_logits = None  # (pictures, categories)
 
     def check_code(self):
         found = {file.name for file in self.folder.glob("**/*.py")}
@@ -137,11 +169,11 @@ class _Published:
                     f"{file.name} differs from that of the installed safeqwen: {AGAIN}, or check with the version "
                     "that wrote it"
                 )
-        auto_map = self._config().get("auto_map")
-        if auto_map != AUTO_MAP:
-            raise CheckFailed(f"the auto_map of config.json is {auto_map}, not {AUTO_MAP}: {AGAIN}")
+        auto_map = self._config().get("auto_map") or {}
+        if not auto_map.items() >= AUTO_MAP.items():  # further entries are the folder's own
+            raise CheckFailed(f"the auto_map of config.json is {auto_map}; expected were {AUTO_MAP}: {AGAIN}")
         self.code_is_ours = True
-        return "two files, those of the installed safeqwen"
+        return f"{len(CODE_FILES)} files, those of the installed safeqwen"
 
     def check_categories(self):
         names = self._config().get("safety_categories")
@@ -174,10 +206,23 @@ class _Published:
                 f"the prompt has {num_tokens} tokens {image_token} (image_token_id of config.json), but its pictures "
                 f"are {expected}: is it the processor of another model?"
             )
+        self._check_prompt()
         self.inputs = inputs
         return f"{len(self.pictures)} x {expected // len(self.pictures)} picture tokens"
 
+    def _check_prompt(self):
+        """The token ids that config.json keeps for those who judge without a processor are this processor's."""
+        ids = prompt_ids(self.processor)
+        named = self._config().get("safety_prompt_ids", ids)
+        if named != ids:
+            raise CheckFailed(
+                f"config.json has the safety_prompt_ids {named}, but those of the processor's prompt are {ids}: "
+                f"{AGAIN}"
+            )
+
     def check_weights(self):
+        refuse_two_saves(self.folder)
+        self._check_columns()
         model, info = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
             self.folder, dtype=torch.float32, output_loading_info=True
         )
@@ -190,6 +235,14 @@ class _Published:
                 raise CheckFailed(f"{name} is not finite: {AGAIN}, or train it again")
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         return f"{num_parameters:,} parameters in {'/'.join(sorted(self._dtypes()))}"
+
+    def _check_columns(self):
+        shapes = {name: shape for name, (_, shape) in self._stored().items() if name.startswith(f"{GUARD}.mlp.")}
+        names = self._config().get("safety_categories")
+        if shapes and names is not None:
+            num_columns = shapes[max(shapes, key=lambda name: int(name.split(".")[2]))][0]
+            if num_columns != len(names):
+                raise CheckFailed(f"config.json names {len(names)}, but the guard has {num_columns} columns: {AGAIN}")
 
     def check_verdict(self):
         model, inputs = self._needed(self.model), self._needed(self.inputs)
@@ -207,6 +260,7 @@ class _Published:
             if _distance(other, probs) > SAME:
                 raise CheckFailed(f"guard gives {probs.tolist()}, but {name} {other.tolist()}: please report this")
         self.logits, self.safety_logits = logits, safety_logits
+        self.picture_logits = model.guard(**inputs, granularity="image").img_safety_logits
         score, label = probs[0].max(dim=0)
         return f"{categories[label]} {score:.1%}, one from guard, forward and generate"
 
@@ -222,14 +276,32 @@ class _Published:
         return f"{QUESTION} {self.processor.decode(tokens, skip_special_tokens=True)!r}"
 
     def check_auto_class(self, route):
+        logits, safety_logits = _judged(self._load_by(route), self._needed(self.inputs))
+        self._compare(logits, safety_logits, SAME, f"another model when loaded by {route}: please report this")
+        return "the same logits and verdict"
+
+    def _load_by(self, route):
         if not self.code_is_ours:
             raise CheckFailed("not tried: the folder's code is not the package's, and is not run here")
         model = getattr(transformers, route).from_pretrained(self.folder, trust_remote_code=True, dtype=torch.float32)
         if type(model).__module__ == SafeQwen2_5_VLForConditionalGeneration.__module__:
             raise CheckFailed(f"it loaded the installed package's class, not that of the folder: {AGAIN}")
-        logits, safety_logits = _judged(model.to(self.device).eval(), self._needed(self.inputs))
-        self._compare(logits, safety_logits, SAME, f"another model when loaded by {route}: please report this")
-        return "the same logits and verdict"
+        return model.to(self.device).eval()
+
+    def check_view(self, route):
+        model = self._load_by(route)
+        inputs, grid = self._needed(self.inputs), self._needed(self.inputs)["image_grid_thw"][:1]
+        with torch.no_grad():
+            logits = model(pixel_values=inputs["pixel_values"][: grid.prod()], image_grid_thw=grid).logits
+        names = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+        if names != model.config.safety_categories:
+            raise CheckFailed(
+                f"its id2label is {names}, but its safety_categories are {model.config.safety_categories}: {AGAIN}"
+            )
+        distance = _distance(logits, self._needed(self.picture_logits)[:1])
+        if not distance <= SAME:  # NaN neither
+            raise CheckFailed(f"the first picture's verdict differs by {distance:.2%}: please report this")
+        return "the same verdict, from the picture alone"
 
     def check_plain(self):
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -279,13 +351,19 @@ class _Published:
 
     def _dtypes(self):
         """`set[str]`: what the tensors of the folder are stored as, e.g. `{"F16"}`."""
-        dtypes = set()
-        for file in self.folder.glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                dtypes |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+        dtypes = {dtype for name, (dtype, _) in self._stored().items() if not name.endswith(DIGEST)}
         if not dtypes or dtypes - ROUNDING.keys():
             raise CheckFailed(f"the weights are {sorted(dtypes)}, expected {', '.join(ROUNDING)}: {AGAIN}")
         return dtypes
+
+    def _stored(self):
+        """`{name: (dtype, shape)}` of the tensors in the folder's files, e.g. `("F16", [20, 1792])`."""
+        stored = {}
+        for file in self.folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+                stored |= {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()}
+        return stored
 
     @staticmethod
     def _needed(value):
@@ -318,22 +396,3 @@ def _imported(code):
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             modules.add(node.module.split(".")[0])
     return modules
-
-
-def run(args):
-    """Runs `safeqwen check` with the arguments of `safeqwen_cli`, and returns its exit code."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)  # between the libraries
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        findings = check(args.folder, run=args.run_folder, image=args.image, device=args.device)
-    except (ValueError, RuntimeError) as error:  # torch's, of a device that is none
-        print(f"safeqwen: {printable(str(error))}", file=sys.stderr)
-        return 2
-    passed = True
-    for finding in findings:
-        passed &= finding.passed
-        verdict = "ok" if finding.passed else "FAILED"
-        print(f"{verdict:6}  {finding.name}: {printable(finding.detail)}", flush=True)
-    return 0 if passed else 1

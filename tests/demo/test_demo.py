@@ -1,6 +1,8 @@
 """The demo checkpoint is what its figures say: small, loadable everywhere, right about drawings it never saw."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictograms import FIRST_HELD_OUT_SEED, HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, draw
+from tools.demo.pictograms import FIRST_HELD_OUT_SEED, HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, draw
 
 
 NAMES = [category.name for category in CATEGORIES]
@@ -111,8 +113,60 @@ def test_it_loads_by_every_auto_class(demo):
     for route in routes:
         loaded = route.from_pretrained(DEMO_CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
         assert type(loaded).__name__ == "SafeQwen2_5_VLForConditionalGeneration"
-        assert type(loaded).__module__ == "safeqwen.hub.modeling_safeqwen"  # of the package: the folder holds no copy
+        assert type(loaded).__module__.startswith("transformers_modules.")  # of the folder, not of the package
         assert loaded.guard(**ask(demo[1], [draw("suicide", UNSEEN)])).img_safety_probs.isfinite().all()
+
+
+def test_its_code_files_are_those_at_the_top_of_the_checkout():
+    ours = {file.name: file.read_bytes() for file in ROOT.glob("*_safeqwen.py")}
+    assert {file.name: file.read_bytes() for file in DEMO_CHECKPOINT.glob("*.py")} == ours and len(ours) >= 2
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Blocker:  # an editable installation stays on the path even in isolated mode
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("safeqwen", "safeqwen_cli", "configuration_safeqwen", "modeling_safeqwen"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder, *files = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+processor = AutoProcessor.from_pretrained(folder)
+for file in files:
+    content = [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=[Image.open(file)], return_tensors="pt")
+    probs = model.guard(**inputs).img_safety_probs[0]
+    print(model.config.safety_categories[probs.argmax()], f"{probs.max():.3f}")
+"""
+
+
+@pytest.mark.parametrize("generation", ["this", "other"])
+def test_a_copy_of_it_loads_and_judges_without_the_package(tmp_path, generation):
+    python = sys.executable if generation == "this" else os.environ.get("SAFEQWEN_OTHER_PYTHON")
+    if python is None:
+        pytest.skip("needs a second generation of transformers: run `make test`")
+    shutil.copytree(DEMO_CHECKPOINT, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    names = ["suicide", "safe", "weapon_related_violence"]
+    for name in names:
+        draw(name, UNSEEN + 7).save(tmp_path / f"{name}.png")
+    done = subprocess.run(
+        [str(ROOT / python), "-I", "-c", WITHOUT_THE_PACKAGE, "copy", *(f"{name}.png" for name in names)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert done.returncode == 0, done.stderr
+    verdicts = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, _ in verdicts] == names and all(float(score) > 0.5 for _, score in verdicts)
 
 
 def test_what_is_saved_from_it_stands_on_its_own(demo, tmp_path):

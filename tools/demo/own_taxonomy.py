@@ -1,19 +1,17 @@
 """A taxonomy of one's own: what a school does not want on its picture wall, in drawings that the demo never saw.
 
-It stands for the policy that a user brings along, so it is no part of the package: names, titles and pictograms are
-all that a taxonomy is made of here. `draw_dataset.py` makes data of it, and a guard of five categories can be trained
-on that.
+It stands for the policy that a user brings along: a taxonomy here is nothing but names, titles and pictograms.
+`draw_dataset.py` makes data of it, and a guard of five categories can be trained on that.
 
-    >>> from own_taxonomy import PICTOGRAMS
-    >>> from safeqwen.pictograms import draw, subject
+    >>> from tools.demo.own_taxonomy import PICTOGRAMS
+    >>> from tools.demo.pictograms import draw, subject
     >>> subject("gambling", 7, pictograms=PICTOGRAMS)
     'a pair of dice'
 """
 
 import math
-from functools import partial
 
-from safeqwen import pictograms
+from tools.demo.pen import registrar
 
 
 TITLES = {
@@ -26,9 +24,9 @@ TITLES = {
 """Category name -> its words within an answer; the order is that of the guard's columns."""
 
 PICTOGRAMS = {name: {} for name in TITLES}
-"""As `safeqwen.pictograms.PICTOGRAMS`. What is safe here is none of what is safe there."""
+"""As `tools.demo.pictograms.PICTOGRAMS`. What is safe here is none of what is safe there."""
 
-pictogram = partial(pictograms.pictogram, pictograms=PICTOGRAMS)
+pictogram = registrar(PICTOGRAMS)
 
 
 @pictogram("safe", "pencil")

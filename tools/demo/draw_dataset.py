@@ -1,7 +1,7 @@
 """Draws data to fine-tune the demo checkpoint on: pictures, questions, answers and verdict labels.
 
-    python scripts/draw_dataset.py build/own/train --taxonomy own --num 1000 --first-seed 0
-    python scripts/draw_dataset.py build/own/held_out --taxonomy own --num 500 --first-seed 1000000
+    python -m tools.demo.draw_dataset build/own/train --taxonomy own --num 1000 --first-seed 0
+    python -m tools.demo.draw_dataset build/own/held_out --taxonomy own --num 500 --first-seed 1000000
 
 OUT/images/ holds the pictures, each named for its seed. OUT/data.jsonl, which is written last, has a line a prompt:
 
@@ -25,10 +25,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import own_taxonomy
-
-from safeqwen.data.taxonomy import CATEGORIES
-from safeqwen.pictograms import (
+from safeqwen import CATEGORIES
+from tools.demo import own_taxonomy
+from tools.demo.pictograms import (
     BACKGROUNDS,
     FIRST_HELD_OUT_SEED,
     HELD_OUT_BACKGROUND,
@@ -49,7 +48,7 @@ class Taxonomy:
     """Categories, one of them "safe", that can be drawn and talked about."""
 
     titles: dict[str, str]  # category name -> its words within an answer, in the order of the guard's columns
-    pictograms: dict[str, dict]  # as `safeqwen.pictograms.PICTOGRAMS`
+    pictograms: dict[str, dict]  # as `tools.demo.pictograms.PICTOGRAMS`
 
 
 TAXONOMIES = {

@@ -3,23 +3,17 @@
 import hashlib
 import json
 import re
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny import ROOT
 
-from safeqwen.pictograms import FIRST_HELD_OUT_SEED, draw, subject
-from safeqwen.pictograms import PICTOGRAMS as HOLISAFE_PICTOGRAMS
-
-
-sys.path.append(str(ROOT / "scripts"))  # scripts import one another
-
-import draw_dataset  # noqa: E402
-from own_taxonomy import PICTOGRAMS  # noqa: E402
+from tools.demo import draw_dataset
+from tools.demo.own_taxonomy import PICTOGRAMS
+from tools.demo.pictograms import FIRST_HELD_OUT_SEED, draw, subject
+from tools.demo.pictograms import PICTOGRAMS as HOLISAFE_PICTOGRAMS
 
 
 TITLES = {"alcohol": "alcohol", "tobacco": "tobacco", "gambling": "gambling", "fast_food": "fast food"}

@@ -2,25 +2,34 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from test_export import CATEGORIES, change_tensors, runs  # noqa: F401  a fixture
+from test_export import CATEGORIES, CODE_FILES, change_tensors, runs  # noqa: F401  a fixture
 from tiny import ROOT, VERSION_4
+from transformers import AutoProcessor
+from transformers.modeling_outputs import ImageClassifierOutput
 
-import safeqwen.export as exporting
-from safeqwen import DEMO_CHECKPOINT
-from safeqwen.export import export
-from safeqwen.pictograms import draw
+import safeqwen.publishing.export as exporting
+from safeqwen import DEMO_CHECKPOINT, load
+from safeqwen.hub.configuration_safeqwen import AUTO_MAP
+from safeqwen.prompt import chat_prompt
+from safeqwen.publishing.export import export
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
 CLASS = "SafeQwen2_5_VLForConditionalGeneration"
-AUTO_CLASSES = ["AutoModel", *(["AutoModelForVision2Seq"] if VERSION_4 else []), "AutoModelForImageTextToText"]
+AUTO_CLASSES = [name for name in AUTO_MAP if name.startswith("AutoModel") and hasattr(transformers, name)]
+VIEW = "AutoModelForImageClassification"
 CHECKS = [
     *("code", "categories", "AutoProcessor", CLASS, "verdict", "answer"),
     *AUTO_CLASSES,
@@ -44,7 +53,8 @@ def check(capsys):
         capsys.readouterr()
         code = main(["check", *map(str, arguments)])
         found = findings(capsys.readouterr().out)
-        assert [*found] == CHECKS + ["run"] * ("--run" in arguments)
+        checks = [*CHECKS[:6], *(name for name in AUTO_MAP if hasattr(transformers, name) and name != "AutoConfig")]
+        assert [*found] == checks + CHECKS[-2:] + ["run"] * ("--run" in arguments)
         assert code == (0 if all(passed for passed, _ in found.values()) else 1)
         return {name for name, (passed, _) in found.items() if not passed}, found
 
@@ -77,6 +87,12 @@ def test_what_one_generation_exported_passes_on_the_other_against_the_run(runs, 
     found = findings(done.stdout)
     assert all(passed for passed, _ in found.values()) and "run" in found
     assert ("AutoModelForVision2Seq" in found) == (not VERSION_4)  # it was the other
+
+
+def test_without_a_picture_it_judges_a_drawn_house_and_the_package_needs_no_pictograms(check, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tools", None)  # an import of it would raise
+    _, found = check(DEMO_CHECKPOINT)
+    assert re.match(r"safe \d\d\.\d%", found["verdict"][1])  # what a house is to the demo
 
 
 def test_it_runs_as_a_command_on_a_picture_of_ones_own(out):
@@ -154,7 +170,7 @@ def test_a_lost_tensor_is_named(out, check, name):
     failed, found = check(out)
     assert "missing" in found[CLASS][1] and name.removeprefix("model.") in found[CLASS][1]
     assert CLASS in failed and "verdict" in failed and {*AUTO_CLASSES} <= failed
-    assert "neither loaded nor trained" in found["verdict"][1]
+    assert re.match("not tried: |.*neither loaded nor trained", found["verdict"][1])
     assert not {"code", "categories", "AutoProcessor", "model card"} & failed
 
 
@@ -171,7 +187,7 @@ def test_a_weight_that_is_not_finite_is_named(out, check):
         ("modeling_safeqwen.py", "import socket, os.path\n", "modeling_safeqwen.py imports os, socket"),
         ("configuration_safeqwen.py", "from numpy.linalg import norm\n", "configuration_safeqwen.py imports numpy"),
         ("modeling_safeqwen.py", "# a comment\n", "modeling_safeqwen.py differs from that of the installed safeqwen"),
-        ("more.py", "", "['configuration_safeqwen.py', 'modeling_safeqwen.py', 'more.py'], not"),
+        ("more.py", "", f"{sorted([*CODE_FILES, 'more.py'])}, not"),
     ],
 )
 def test_code_that_is_not_ours_is_named_and_not_run(out, check, file, code, message):
@@ -190,6 +206,84 @@ def test_an_auto_map_that_leads_elsewhere_is_not_followed(out, check):
     assert failed == {"code", *AUTO_CLASSES} and "someone/else" in found["code"][1]
 
 
+def test_a_folder_may_have_further_entries_in_its_auto_map_but_none_less(out, check):
+    auto_map = json.loads((out / "config.json").read_text())["auto_map"]
+    edit_config(out, auto_map={**auto_map, "AutoModelForSomething": "someone/else--modeling.Else"})
+    failed, _ = check(out)
+    assert not failed
+    del auto_map["AutoModel"]
+    edit_config(out, auto_map=auto_map)
+    failed, _ = check(out)
+    assert failed == {"code", *AUTO_CLASSES}
+
+
+def test_weights_of_two_saves_in_one_folder_are_refused(runs, out, tmp_path, check):  # noqa: F811
+    sharded = export(runs["lora"], tmp_path / "sharded", max_shard_size="2MB")
+    assert not check(sharded)[0]
+    shutil.copy(out / "model.safetensors", sharded)
+    failed, found = check(sharded)
+    assert failed == {CLASS, "verdict", "answer", *AUTO_CLASSES, "Qwen2_5_VLForConditionalGeneration"}
+    assert "the weights of two saves: model.safetensors beside model.safetensors.index.json" in found[CLASS][1]
+    (sharded / "model.safetensors.index.json").unlink()
+    shutil.copy(sharded / "model-00001-of-00003.safetensors", out)
+    _, found = check(out)
+    assert "two saves: model-00001-of-00003.safetensors beside model.safetensors;" in found[CLASS][1]
+
+
+def test_the_prompt_in_the_configuration_is_the_processors(out, check):
+    encode = AutoProcessor.from_pretrained(out).tokenizer.encode
+    before = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
+    after = encode("<|vision_end|><|im_end|>\n")
+    assert json.loads((out / "config.json").read_text())["safety_prompt_ids"] == {"before": before, "after": after}
+    edit_config(out, safety_prompt_ids={"before": before[:-1], "after": after})
+    failed, found = check(out)
+    assert "AutoProcessor" in failed
+    assert f"those of the processor's prompt are {{'before': {before}, 'after': {after}}}" in found["AutoProcessor"][1]
+
+
+class View:
+    """Stands in for the folder's view of pictures only: what the guard says, as `logits`, and a shift of it."""
+
+    def __init__(self, folder, names, shift=0.0):
+        self.model, self.processor = load(folder, device="cpu")
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)), safety_categories=CATEGORIES)
+        self.shift = shift
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def __call__(self, pixel_values, image_grid_thw):
+        text = chat_prompt(self.processor, 1)
+        num_tokens = int(image_grid_thw.prod()) // 4
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * num_tokens)
+        inputs = self.processor.tokenizer(text, return_tensors="pt")
+        guard = self.model.guard(**inputs, pixel_values=pixel_values, image_grid_thw=image_grid_thw)
+        return ImageClassifierOutput(logits=guard.img_safety_logits + self.shift)
+
+
+@pytest.mark.parametrize(
+    ("names", "shift", "message"),
+    [
+        (CATEGORIES, 0.0, "the same verdict, from the picture alone"),
+        (CATEGORIES, 0.1, "the first picture's verdict differs by"),
+        (["safe", "our logo", "weapon", "a|rival", "naïve"], 0.0, "its id2label is ['safe', 'our logo', 'weapon'"),
+    ],
+)
+def test_the_view_of_pictures_alone_gives_the_same_verdict(out, check, monkeypatch, names, shift, message):
+    monkeypatch.setitem(AUTO_MAP, VIEW, "modeling_safeqwen.SafeQwen2_5_VLForImageClassification")
+    edit_config(out, auto_map=AUTO_MAP)
+    view = View(out, names, shift)
+    monkeypatch.setattr(getattr(transformers, VIEW), "from_pretrained", lambda *args, **kwargs: view)
+    frames = [draw(name, 6_000_000, size=150) for name in ("suicide", "safe")]
+    frames[0].save(out.parent / "two.gif", save_all=True, append_images=frames[1:], duration=500)
+    failed, found = check(out, "--image", out.parent / "two.gif")
+    assert message in found[VIEW][1]
+    assert failed == (set() if shift == 0 and names == CATEGORIES else {VIEW})
+
+
 def test_a_foreign_taxonomy_is_named(out, check, runs):  # noqa: F811
     edit_config(out, safety_categories=["safe", "our logo", "weapon", "a|rival", "naïve"])
     failed, found = check(out, "--run", runs["lora"])
@@ -201,7 +295,7 @@ def test_a_taxonomy_of_another_size_does_not_load(out, check):
     edit_config(out, safety_categories=["safe", "unsafe"], num_safety_categories=2)
     failed, found = check(out)
     assert {"categories", CLASS, *AUTO_CLASSES} <= failed
-    assert "contradict each other: img_safety_head.mlp.3" in found[CLASS][1]
+    assert "config.json names 2, but the guard has 5 columns: export the run again" in found[CLASS][1]
 
 
 @pytest.mark.parametrize(
@@ -228,10 +322,9 @@ def test_a_cut_file_of_weights_fails_and_the_rest_is_checked(out, check):
     assert CLASS in failed and not {"code", "categories", "AutoProcessor", "model card"} & failed
 
 
-def test_the_demos_stubs_are_not_for_publishing(check):
+def test_the_demo_is_a_models_folder_like_any_other(check):
     failed, found = check(DEMO_CHECKPOINT)
-    assert failed == {"code", *AUTO_CLASSES}
-    assert "configuration_safeqwen.py imports safeqwen" in found["code"][1]
+    assert not failed, found
 
 
 def test_wrong_usage_is_told_apart_from_a_failed_check(runs, tmp_path, out, capsys):  # noqa: F811

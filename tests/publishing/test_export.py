@@ -15,22 +15,26 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_peft import TARGETS
-from tiny import CODE_FILES, ROOT
+from tiny import ROOT
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-import safeqwen.export as exporting
+import safeqwen.publishing.export as exporting
+import safeqwen.publishing.record as recording
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.export import export, load_run, save_processor
 from safeqwen.loading import load, load_base
-from safeqwen.model_card import front_matter, without_folders
-from safeqwen.pictograms import draw
+from safeqwen.processor import save_processor
 from safeqwen.prompt import chat_prompt
+from safeqwen.publishing.export import export
+from safeqwen.publishing.model_card import front_matter, without_folders
+from safeqwen.publishing.record import load_run
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+CODE_FILES = sorted(file.name for file in ROOT.glob("*_safeqwen.py"))
 CATEGORIES = ["safe", "our logo", "a|rival", "weapon", "naïve"]
 
 
@@ -51,6 +55,8 @@ def write_run(folder, tuning="lora", base=DEMO_CHECKPOINT, categories=CATEGORIES
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=gain, generator=generator)
         model.save_pretrained(final)
+        adapter = load_file(final / "adapter_model.safetensors")
+        save_file(adapter, final / "adapter_model.safetensors", metadata=_names(categories))
     elif tuning == "full":
         for name, parameter in model.named_parameters():
             if "language_model.layers" in name and parameter.ndim > 1:
@@ -59,7 +65,11 @@ def write_run(folder, tuning="lora", base=DEMO_CHECKPOINT, categories=CATEGORIES
     else:
         final.mkdir(parents=True)
         head = model.img_safety_head.state_dict()
-        save_file({f"img_safety_head.{name}": t for name, t in head.items()}, final / "img_safety_head.safetensors")
+        save_file(
+            {f"img_safety_head.{name}": tensor for name, tensor in head.items()},
+            final / "img_safety_head.safetensors",
+            metadata=_names(categories),
+        )
     save_processor(processor, final)
     record = {
         "safeqwen": "0.1.0",
@@ -87,6 +97,10 @@ def write_run(folder, tuning="lora", base=DEMO_CHECKPOINT, categories=CATEGORIES
     }
     (folder / "run.json").write_text(json.dumps(record))
     return folder
+
+
+def _names(categories):
+    return {"format": "pt", "safety_categories": json.dumps(list(categories))}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +148,7 @@ def test_merged_weights_are_base_plus_lora_rounded_once(tmp_path, base_dtype, dt
     merged = load_file(tmp_path / "out" / "model.safetensors")
     base = load_file(tmp_path / "base" / "model.safetensors")
     adapter = load_file(run / "final" / "adapter_model.safetensors")
+    merged.pop("img_safety_head.categories_digest", None)  # bytes
     assert {tensor.dtype for tensor in merged.values()} == {getattr(torch, dtype)}
     num_merged = 0
     for name, tensor in merged.items():
@@ -278,7 +293,7 @@ def test_the_card_is_filled_from_the_run(runs, tmp_path):
 
 def test_the_card_names_a_base_on_the_hub_and_says_what_is_not_known(run, monkeypatch, tmp_path):
     change_record(run, base_model="Qwen/Qwen2.5-VL-7B-Instruct", base_revision="cc59489", metrics={})
-    monkeypatch.setattr(exporting, "load_base", lambda base, **kw: load_base(DEMO_CHECKPOINT, **_without_revision(kw)))
+    monkeypatch.setattr(recording, "load_base", lambda base, **kw: load_base(DEMO_CHECKPOINT, **_without_revision(kw)))
     card = (export(run, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
     fields = front_matter(card)
     assert fields["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct" and fields["license"] == "unknown"
@@ -370,10 +385,20 @@ def test_a_record_that_does_not_fit_is_refused(run, tmp_path, fields, message):
     refused(run, tmp_path / "out", message)
 
 
-def test_a_full_run_with_another_taxonomy_than_its_record_is_refused(runs, tmp_path):
-    run = shutil.copytree(runs["full"], tmp_path / "run")
+@pytest.mark.parametrize("tuning", ["lora", "full", "guard_only"])
+def test_a_result_with_another_taxonomy_than_its_record_is_refused(runs, tmp_path, tuning):
+    run = shutil.copytree(runs[tuning], tmp_path / "run")
     change_record(run, safety_categories=[*CATEGORIES[1:], CATEGORIES[0]])
     refused(run, tmp_path / "out", "do they belong to one run")
+
+
+@pytest.mark.parametrize(
+    ("tuning", "name"), [("lora", "adapter_model.safetensors"), ("guard_only", "img_safety_head.safetensors")]
+)
+def test_a_result_that_does_not_tell_its_categories_is_taken_by_its_record(runs, tmp_path, tuning, name):
+    run = shutil.copytree(runs[tuning], tmp_path / "run")
+    change_tensors(run / "final" / name, lambda tensors: None)  # leaves the names out
+    assert export(run, tmp_path / "out").is_dir()
 
 
 def test_what_is_no_run_is_refused(tmp_path, run):
@@ -409,7 +434,7 @@ def test_a_guard_that_was_never_trained_is_not_published(run, tmp_path):
         next(tensor for name, tensor in tensors.items() if name.endswith("mlp.3.bias")).zero_()
 
     change_tensors(run / "final" / "adapter_model.safetensors", forget)
-    refused(run, tmp_path / "out", "neither loaded nor trained.*rows with a safety label")
+    refused(run, tmp_path / "out", "(neither loaded nor|never) trained.*rows with a safety label")
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):
@@ -432,6 +457,45 @@ def test_what_fails_half_way_leaves_nothing(run, tmp_path, monkeypatch, failing,
     with pytest.raises(type(error)):
         export(run, tmp_path / "deep" / "out")
     assert [*(tmp_path / "deep").iterdir()] == []
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_is_left(run, tmp_path, adapter_only):
+    (tmp_path / "disk").mkdir()
+    # No file of more than 100 kB: the kernel stops the writing in the middle, as it does where the disk is full.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    code = f"import sys; {limited}; from safeqwen_cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["export", str(run), str(tmp_path / "disk" / "out"), *["--adapter-only"] * adapter_only]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1 and done.stdout == "", done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "safeqwen" in line]
+    assert told.startswith(f"safeqwen: {tmp_path}/disk/out could not be written") and "File too large" in told
+    assert "Traceback" not in done.stderr and [*(tmp_path / "disk").iterdir()] == []
+
+
+def test_what_a_killed_export_has_left_is_named_with_what_to_do(run, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    code = """
+import os, signal, sys
+import safeqwen.publishing.export as exporting
+exporting.save_processor = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+exporting.export(*sys.argv[1:])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code, str(run), str(out)], env=environment, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    (left,) = out.parent.iterdir()
+    assert (left / "model.safetensors").exists()
+    capsys.readouterr()
+    assert main(["export", str(run), str(out)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"safeqwen: {left} is what a killed process has left of {out}") and "remove" in told
+    assert [*out.parent.iterdir()] == [left]
+    shutil.rmtree(left)
+    assert export(run, out) == out
 
 
 def test_only_lora_has_an_adapter(runs, tmp_path):
