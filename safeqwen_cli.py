@@ -100,7 +100,7 @@ def add_judge(commands):
     judge = add_command(
         commands,
         "judge",
-        "judge",
+        "commands.judge",
         help="judge pictures and answer about them",
         description=JUDGE,
         epilog=EXIT_CODES,

@@ -22,14 +22,14 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from safeqwen.commands.judge import printable
 from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
-from safeqwen.judge import printable
+from safeqwen.judging.prompt import chat_prompt
 from safeqwen.model_card import front_matter
 from safeqwen.pictograms import FIRST_HELD_OUT_SEED, draw
-from safeqwen.prompt import chat_prompt
 
 
 QUESTION = "What is in this picture?"

@@ -34,7 +34,7 @@ import torch
 import yaml
 
 from safeqwen.images import UnreadableImage, read_image
-from safeqwen.prompt import plain_text
+from safeqwen.judging.prompt import plain_text
 from safeqwen.taxonomy import CATEGORIES
 
 

@@ -24,10 +24,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLF
 import safeqwen.export as exporting
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.export import export, load_run, save_processor
+from safeqwen.judging.prompt import chat_prompt
 from safeqwen.loading import load, load_base
 from safeqwen.model_card import front_matter, without_folders
 from safeqwen.pictograms import draw
-from safeqwen.prompt import chat_prompt
 from safeqwen_cli import main
 
 

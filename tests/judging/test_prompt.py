@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT
+from safeqwen.judging.prompt import chat_prompt, plain_text
 from safeqwen.pictograms import draw
-from safeqwen.prompt import chat_prompt, plain_text
 
 
 @pytest.fixture(scope="module")

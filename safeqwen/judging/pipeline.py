@@ -14,7 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.images import UnreadableImage, read_image
-from safeqwen.prompt import chat_prompt
+from safeqwen.judging.prompt import chat_prompt
 
 
 TASK = "image-safety"

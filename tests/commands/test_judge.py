@@ -12,7 +12,8 @@ import pytest
 from mutated import mutated_files
 from tiny import ROOT
 
-from safeqwen import CATEGORIES, DEMO_CHECKPOINT, judge, load
+from safeqwen import CATEGORIES, DEMO_CHECKPOINT, load
+from safeqwen.commands import judge
 from safeqwen.pictograms import draw
 from safeqwen_cli import main
 

@@ -10,9 +10,9 @@ import transformers
 from transformers import TextStreamer
 
 from safeqwen.images import UnreadableImage, read_image
+from safeqwen.judging.pipeline import SafetyPipeline, worst_frame
+from safeqwen.judging.prompt import chat_prompt
 from safeqwen.loading import load
-from safeqwen.pipeline import SafetyPipeline, worst_frame
-from safeqwen.prompt import chat_prompt
 
 
 DEMO_WARNING = (
