@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from safeqwen.commands.judge import printable
+from safeqwen.commands.terminal import printable
 from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
