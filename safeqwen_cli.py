@@ -31,8 +31,9 @@ disk: the reason is on stderr.
 
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
-judged all the same), or the reader of stdout has left (| head); 2 wrong usage, the model could not be loaded, or stdout
-is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe (whether or not another could not be judged).
+judged all the same), or the reader of stdout has left (| head); 2 wrong usage, the model could not be loaded, or
+stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe (whether or not another could not be
+judged).
 
 --json writes one object a line, in the order of the pictures:
   image     (string) as given
@@ -157,7 +158,7 @@ def add_judge(commands):
         "--max-pixels",
         type=positive,
         metavar="N",
-        help="shrink larger pictures to N pixels, 784 a token (default: the processor's, 12.8 megapixels for Qwen2.5-VL)",
+        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
     )
     answer.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"

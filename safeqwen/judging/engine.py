@@ -113,8 +113,8 @@ class Engine:
             max_batch_tokens (`int`): tokens a forward, padding included, at most. A larger frame goes alone.
 
         Returns:
-            `list`: for each frame probabilities (`torch.FloatTensor` of shape `(categories,)`, float32, on the CPU), or
-            why there are none: a `FloatingPointError` if its features are not finite, a `MemoryError` if it is too
+            `list`: for each frame probabilities (`torch.FloatTensor` of shape `(categories,)`, float32, on the CPU),
+            or why there are none: a `FloatingPointError` if its features are not finite, a `MemoryError` if it is too
             large to be judged alone.
 
         Raises:
@@ -247,8 +247,8 @@ class Engine:
 def items_of(source):
     """Yields the items of anything that can be iterated, or of a map-style dataset.
 
-    An item that cannot be had is the `Exception` raised for it, in its place. The source goes on if it can; if not, the
-    last item is [`SourceFailed`].
+    An item that cannot be had is the `Exception` raised for it, in its place. The source goes on if it can; if not,
+    the last item is [`SourceFailed`].
     """
     if not hasattr(source, "__iter__"):
         source = map(source.__getitem__, range(len(source)))  # goes on after an error
