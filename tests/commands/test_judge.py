@@ -125,14 +125,20 @@ def test_pictures_together_are_one_prompt_with_a_row_each(pictures):
     ]
 
 
-def test_frames_are_judged_each_by_itself_whatever_is_asked(pictures):
+def judged(capsys, *arguments):
+    """The rows of a run in this process, which saves the start of another."""
+    assert main(["judge", "--json", *map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_frames_are_judged_each_by_itself_whatever_is_asked(pictures, capsys):
     moving, still = pictures / "moving.gif", pictures / "weapon_related_violence.png"
-    alone = {row["image"]: row for row in lines(safeqwen("judge", moving, still, "--json"))}
+    alone = {row["image"]: row for row in judged(capsys, moving, still)}
     assert alone[str(moving)]["frames"] == 2
     for arguments in (["--ask", "What?"], ["--ask", "What?", "--together"], ["--together"]):
-        done = safeqwen("judge", still, moving, "--json", "--max-new-tokens", 2, *arguments)
-        assert done.returncode == 0
-        for row in lines(done):
+        rows = judged(capsys, still, moving, "--max-new-tokens", 2, *arguments)
+        assert len(rows) == 2
+        for row in rows:
             assert row["scores"] == pytest.approx(alone[row["image"]]["scores"], abs=1e-5)
             assert bool(row["answer"]) == ("--ask" in arguments)
 
@@ -242,8 +248,15 @@ def run_in_shell(redirections, *arguments):
     return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
 
 
-@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
-@pytest.mark.parametrize("arguments", [(), ("--json",), ("--ask", "What?"), ("--fail-on-unsafe", "--unsafe-at", "1")])
+@pytest.mark.parametrize(
+    ("redirection", "arguments"),
+    [
+        (">/dev/full", ["--json"]),
+        (">/dev/full", ["--ask", "What?"]),
+        (">/dev/full", ["--fail-on-unsafe", "--unsafe-at", "1"]),
+        (">&-", ["--fail-on-unsafe", "--unsafe-at", "1"]),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_one_line_and_exits_with_2(pictures, redirection, arguments):
     code, _, errors = run_in_shell(redirection, pictures / "suicide.png", "--model", DEMO_CHECKPOINT, *arguments)
     assert code == 2
@@ -265,16 +278,15 @@ def test_bytes_that_are_no_utf_8_are_refused_before_anything_is_loaded(pictures)
     assert "argument --ask: expected text in UTF-8" in done.stderr.splitlines()[-1]
 
 
-def test_max_pixels_bounds_what_is_judged_and_what_is_answered_from(pictures):
-    whole, bounded, asked = (
-        lines(safeqwen("judge", pictures / "suicide.png", "--json", *arguments))[0]
-        for arguments in ([], ["--max-pixels", 3136], ["--max-pixels", 3136, "--ask", "What?", "--max-new-tokens", 1])
-    )
+def test_max_pixels_bounds_what_is_judged_and_what_is_answered_from(pictures, capsys):
+    picture, bound = pictures / "suicide.png", ["--max-pixels", 3136]
+    (whole,), (bounded,) = judged(capsys, picture), judged(capsys, picture, *bound)
+    (asked,) = judged(capsys, picture, *bound, "--ask", "What?", "--max-new-tokens", 1)
     assert bounded["scores"] != pytest.approx(whole["scores"], abs=1e-3)
     assert asked["scores"] == pytest.approx(bounded["scores"], abs=1e-5)
-    done = safeqwen("judge", pictures / "suicide.png", "--max-pixels", 783, "--model", DEMO_CHECKPOINT)
-    assert done.returncode == 2
-    assert done.stderr.startswith("safeqwen: max_pixels must be 784 or more") and done.stderr.count("\n") == 1
+    assert main(["judge", str(picture), "--max-pixels", "783", "--model", str(DEMO_CHECKPOINT)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("safeqwen: max_pixels must be 784 or more") and errors.count("\n") == 1
 
 
 def test_private_networks_are_asked_for_only_with_the_flag(pictures, monkeypatch, capsys):
