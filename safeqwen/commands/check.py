@@ -5,7 +5,7 @@ import warnings
 
 import transformers
 
-from safeqwen.judge import printable
+from safeqwen.commands.terminal import printable
 from safeqwen.publishing.check import check
 
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 
 
 class BadRow(ValueError):

@@ -8,7 +8,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 import safeqwen
-from safeqwen.export import GUARD_FILE, save_processor, write_json
+from safeqwen.files import write_json
+from safeqwen.processor import save_processor
+from safeqwen.publishing.record import GUARD_FILE
 from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import folder_digest
 from safeqwen.provenance import git_commit, package_versions

@@ -22,7 +22,7 @@ from small_runs import (
     write_rows,
 )
 
-from safeqwen.export import load_run
+from safeqwen.publishing.record import load_run
 from safeqwen.training import checkpoints
 from safeqwen.training import run as run_module
 from safeqwen.training.checkpoints import last_checkpoint

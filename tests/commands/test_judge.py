@@ -1,20 +1,23 @@
-"""The command `safeqwen`, run as a process: what it prints, what it refuses, how it exits."""
+"""`safeqwen judge`, run as a process: what it prints, what it refuses, how it exits."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from mutated import mutated_files
 from tiny import ROOT
 
-from safeqwen import CATEGORIES, DEMO_CHECKPOINT, judge, load
-from safeqwen_cli import main
+from safeqwen import CATEGORIES, DEMO_CHECKPOINT, load
+from safeqwen.commands import judge
 from tools.demo.pictograms import draw
+from safeqwen_cli import main
 
 
 SEED = 4_000_000
@@ -27,7 +30,7 @@ def safeqwen(*arguments, **kwargs):
     command = [sys.executable, "-m", "safeqwen_cli", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, **kwargs)
-    # what libraries log when they are imported is not ours
+    # What libraries log when they are imported is not ours.
     done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not LOGGED.match(line))
     return done
 
@@ -122,6 +125,24 @@ def test_pictures_together_are_one_prompt_with_a_row_each(pictures):
     ]
 
 
+def judged(capsys, *arguments):
+    """The rows of a run in this process, which saves the start of another."""
+    assert main(["judge", "--json", *map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_frames_are_judged_each_by_itself_whatever_is_asked(pictures, capsys):
+    moving, still = pictures / "moving.gif", pictures / "weapon_related_violence.png"
+    alone = {row["image"]: row for row in judged(capsys, moving, still)}
+    assert alone[str(moving)]["frames"] == 2
+    for arguments in (["--ask", "What?"], ["--ask", "What?", "--together"], ["--together"]):
+        rows = judged(capsys, still, moving, "--max-new-tokens", 2, *arguments)
+        assert len(rows) == 2
+        for row in rows:
+            assert row["scores"] == pytest.approx(alone[row["image"]]["scores"], abs=1e-5)
+            assert bool(row["answer"]) == ("--ask" in arguments)
+
+
 def test_top_k_shows_as_many_rows(pictures):
     done = safeqwen("judge", pictures / "safe.png", "--top", 4, "--fail-on-unsafe")
     assert done.returncode == 0
@@ -140,6 +161,9 @@ def test_fail_on_unsafe_exits_with_3(pictures):
         ["judge"],
         ["judge", "a.png", "--top", "0"],
         ["judge", "a.png", "--unsafe-at", "2"],
+        ["judge", "a.png", "--max-pixels", "0"],
+        *(["judge", "a.png", f"--timeout={value}"] for value in ("nan", "inf", "0", "-1", "soon")),
+        ["judge", "a.png", "--ask", "caf\udce9"],  # as Python hands on a byte that is no UTF-8
         ["judge", "--what", "a"],
     ],
 )
@@ -217,21 +241,93 @@ def test_the_output_may_be_cut_off(pictures):
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
+def run_in_shell(redirections, *arguments):
+    command = shlex.join([sys.executable, "-m", "safeqwen_cli", "judge", *map(str, arguments)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(f"{command} {redirections}", shell=True, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments"),
+    [
+        (">/dev/full", ["--json"]),
+        (">/dev/full", ["--ask", "What?"]),
+        (">/dev/full", ["--fail-on-unsafe", "--unsafe-at", "1"]),
+        (">&-", ["--fail-on-unsafe", "--unsafe-at", "1"]),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line_and_exits_with_2(pictures, redirection, arguments):
+    code, _, errors = run_in_shell(redirection, pictures / "suicide.png", "--model", DEMO_CHECKPOINT, *arguments)
+    assert code == 2
+    assert len(errors) == 1 and errors[0].startswith("safeqwen: stdout") and "Traceback" not in errors[0]
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_errors_that_cannot_be_written_stay_out_of_the_results(pictures, redirection):
+    files = pictures / "words.png", pictures / "suicide.png"
+    code, output, _ = run_in_shell(redirection, *files, "--json")  # without --model there is a warning
+    assert code == 1
+    assert [json.loads(line)["label"] for line in output.splitlines()] == [None, "suicide"]
+
+
+def test_bytes_that_are_no_utf_8_are_refused_before_anything_is_loaded(pictures):
+    command = [sys.executable, "-m", "safeqwen_cli", "judge", str(pictures / "safe.png"), "--ask", b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and not done.stdout
+    assert "argument --ask: expected text in UTF-8" in done.stderr.splitlines()[-1]
+
+
+def test_max_pixels_bounds_what_is_judged_and_what_is_answered_from(pictures, capsys):
+    picture, bound = pictures / "suicide.png", ["--max-pixels", 3136]
+    (whole,), (bounded,) = judged(capsys, picture), judged(capsys, picture, *bound)
+    (asked,) = judged(capsys, picture, *bound, "--ask", "What?", "--max-new-tokens", 1)
+    assert bounded["scores"] != pytest.approx(whole["scores"], abs=1e-3)
+    assert asked["scores"] == pytest.approx(bounded["scores"], abs=1e-5)
+    assert main(["judge", str(picture), "--max-pixels", "783", "--model", str(DEMO_CHECKPOINT)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("safeqwen: max_pixels must be 784 or more") and errors.count("\n") == 1
+
+
+def test_private_networks_are_asked_for_only_with_the_flag(pictures, monkeypatch, capsys):
+    asked = []
+
+    def read_image(source, **kwargs):
+        asked.append(kwargs)
+        return [draw("safe", SEED)]
+
+    monkeypatch.setattr(judge, "read_image", read_image)
+    assert main(["judge", "http://10.0.0.1/a.png", "--json"]) == 0
+    assert main(["judge", "http://10.0.0.1/a.png", "--json", "--private-networks", "--timeout", "3"]) == 0
+    assert asked == [{"timeout_s": 10.0}, {"timeout_s": 3.0, "private_networks": True}]
+
+
+def test_a_picture_that_does_not_fit_is_its_own_error(pictures, monkeypatch, capsys):
+    def load_too_large(*args, **kwargs):
+        model, processor = load(dtype="float32", device="cpu")
+        guard, generate = model.guard, model.generate
+
+        def only_squares(method):
+            def call(**inputs):
+                grid = inputs["image_grid_thw"][0].tolist()
+                return method(**inputs) if grid[1] == grid[2] else torch.empty(2**50)
+
+            return call
+
+        monkeypatch.setattr(model, "guard", only_squares(guard))
+        monkeypatch.setattr(model, "generate", only_squares(generate))
+        return model, processor
+
+    monkeypatch.setattr(judge, "load", load_too_large)
+    wide = pictures / "wide.png"
+    draw("safe", SEED, size=200).resize((400, 200)).save(wide)
+    for arguments in ([], ["--ask", "What?", "--max-new-tokens", "1"]):
+        assert main(["judge", str(wide), str(pictures / "suicide.png"), "--json", *arguments]) == 1
+        refused, judged = map(json.loads, capsys.readouterr().out.splitlines())
+        assert refused["label"] is None and str(wide) in refused["error"] and judged["label"] == "suicide"
+
+
 def test_a_model_that_accelerate_placed_is_left_where_it_is(pictures, monkeypatch, capsys):
     monkeypatch.setattr(judge, "load", lambda *args, **kwargs: load(device_map={"": "cpu"}, dtype="float32"))
     assert main(["judge", str(pictures / "suicide.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "suicide"
-
-
-def test_the_package_runs_as_the_command():
-    done = subprocess.run([sys.executable, "-m", "safeqwen", "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.startswith("usage: safeqwen")
-
-
-def test_help_needs_neither_torch_nor_transformers():
-    script = (
-        "import sys, safeqwen_cli; safeqwen_cli.build_parser().format_help(); "
-        "print({'torch', 'transformers', 'safeqwen'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()"

@@ -9,15 +9,17 @@ import torch
 import transformers
 from transformers import TextStreamer
 
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.judging.engine import Engine, is_out_of_memory
+from safeqwen.judging.prompt import chat_prompt
+from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
 from safeqwen.loading import load
-from safeqwen.pipeline import SafetyPipeline, worst_frame
-from safeqwen.prompt import chat_prompt
 
 
 DEMO_WARNING = (
-    "safeqwen: no --model given: this is the demo checkpoint, which knows drawn pictograms, not photographs, and is "
-    "not for moderation"
+    "no --model given: this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for "
+    "moderation"
 )
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
@@ -29,7 +31,7 @@ class Judged:
 
     image: str
     frames: list | None = None
-    probs: torch.Tensor | None = None  # (categories,), of the frame least likely to be safe
+    probs: torch.Tensor | None = None  # (categories,), of the least safe frame
     answer: str | None = None
     error: str | None = None
 
@@ -53,12 +55,12 @@ def run(args):
     """Runs `safeqwen judge` with the arguments of `safeqwen_cli`, and returns its exit code."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+    if not prepare_streams():
+        return _fail("stdout is closed; send it to a file, or to /dev/null if only the exit code matters")
     if args.model == "demo" and not os.path.exists("demo"):  # as safeqwen train names it
         args.model = None
     if args.model is None:
-        print(DEMO_WARNING, file=sys.stderr)
+        say(DEMO_WARNING)
     try:
         model, processor = load(
             args.model,
@@ -72,88 +74,104 @@ def run(args):
     except Exception as error:  # whatever the library raises for a folder that is no model
         return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
     categories = model.config.safety_categories
-    if args.fail_on_unsafe and "safe" not in categories:
+    if args.fail_on_unsafe and SAFE not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
 
-    # A pipeline moves the model to the first accelerator unless told, and may not be told if accelerate placed it.
-    judge = SafetyPipeline(model, processor, device=None if hasattr(model, "hf_device_map") else model.device)
+    engine = Engine(model, processor)
     failed = unsafe = False
     try:
+        engine.image_settings(args.max_pixels)
         for names in [args.images] if args.together else [[name] for name in args.images]:
             pictures = [Judged(name) for name in names]
-            _judge_prompt(judge, pictures, args)
+            _judge_prompt(engine, pictures, args)
             for picture in pictures:
                 failed |= picture.error is not None
                 unsafe |= picture.probs is not None and (_unsafe(picture.probs, categories) or 0) >= args.unsafe_at
                 if args.json:
                     print(json.dumps(_json_fields(picture, categories, args.model or "demo")), flush=True)
-    except RuntimeError as error:  # the model may not judge at all
+    except (RuntimeError, ValueError) as error:  # the model may not judge at all; --max-pixels is out of range
         return _fail(str(error))
     except BrokenPipeError:  # e.g. `safeqwen judge ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
+    except OSError as error:
+        drop_output()
+        return _fail(f"stdout could not be written: {error.strerror}; make room, or send it elsewhere")
     except KeyboardInterrupt:
         return 130
     return 3 if args.fail_on_unsafe and unsafe else int(failed)
 
 
 def _fail(reason):
-    print(f"safeqwen: {printable(reason, kept=chr(10))}", file=sys.stderr)  # the library's reasons have lines
+    say(reason)
     return 2
 
 
-def _judge_prompt(judge, pictures, args):
+def _judge_prompt(engine, pictures, args):
     """Judges the pictures of one prompt, and shows what comes of it as soon as it comes, if not as JSON."""
+    private_networks = {"private_networks": True} if args.private_networks else {}
     for picture in pictures:
         try:
-            picture.frames = read_image(picture.image, timeout_s=args.timeout)
+            picture.frames = read_image(picture.image, timeout_s=args.timeout, **private_networks)
         except UnreadableImage as error:
             _refuse(picture, error)
     readable = [picture for picture in pictures if picture.error is None]
-    if not readable:
+    # Behind the same words a lone picture is judged by the pass that answers. Of several frames each is judged by
+    # itself, in a pass more: its verdict must not depend on what stands before it in the prompt.
+    if args.ask is None or sum(len(picture.frames) for picture in readable) > 1:
+        for picture in readable:
+            _put_verdict(picture, engine.judge(engine.prepare(picture.frames, args.max_pixels)), engine, args)
+        readable = [picture for picture in readable if picture.error is None]
+    if args.ask is not None and readable:
+        _answer(engine, readable, args)
+
+
+def _put_verdict(picture, verdicts, engine, args):
+    """Takes the frames' verdicts, as `Engine.judge` returns them, as the picture's."""
+    if error := next((verdict for verdict in verdicts if isinstance(verdict, Exception)), None):
+        _refuse(picture, f"{picture.image}: {error}")
         return
-    categories = judge.model.config.safety_categories
+    categories = engine.model.config.safety_categories
+    probs = torch.stack(verdicts)
+    picture.probs = probs[worst_frame(probs, categories)]
+    if not args.json:
+        _show_table(picture, categories, args.top)
 
-    def put_verdict(probs):  # (frames of all pictures, categories)
-        for picture, frames in zip(readable, probs.cpu().split([len(picture.frames) for picture in readable])):
-            picture.probs = frames[worst_frame(frames, categories)]
-            if not args.json:
-                _show_table(picture, categories, args.top)
 
+def _answer(engine, pictures, args):
+    """Answers `--ask` about the pictures in one prompt; a lone frame gets its verdict from this pass."""
+    frames = [frame for picture in pictures for frame in picture.frames]
+    text = chat_prompt(engine.processor, len(frames), args.ask, add_generation_prompt=True)
+    judge = {}
+    if pictures[0].probs is None:
+        judge = {"do_safety": True, "granularity": "image", "return_dict_in_generate": True}
+    answer = Answer(
+        engine.processor.tokenizer,
+        lambda verdict: _put_verdict(pictures[0], list(verdict.img_safety_probs.cpu()), engine, args),
+        show=not args.json,
+    )
     try:
-        if args.ask is None and not args.together:
-            put_verdict(judge.forward(judge.image_inputs(readable[0].frames)))
-            return
-        text = chat_prompt(judge.processor, sum(len(p.frames) for p in readable), args.ask or "", args.ask is not None)
-        frames = [frame for picture in readable for frame in picture.frames]
-        inputs = judge.processor(text=[text], images=frames, return_tensors="pt").to(judge.model.device)
-        if args.ask is None:
-            put_verdict(judge.model.guard(**inputs, granularity="image").img_safety_probs)
-            return
-        answer = Answer(judge.processor.tokenizer, lambda v: put_verdict(v.img_safety_probs), show=not args.json)
-        judge.model.generate(
-            **inputs,
-            do_safety=True,
-            granularity="image",
-            return_dict_in_generate=True,
-            streamer=answer,
-            max_new_tokens=args.max_new_tokens,
-            do_sample=False,
-        )
-        for picture in readable:
-            picture.answer = answer.text
-    except (FloatingPointError, torch.OutOfMemoryError) as error:
-        for picture in readable:
+        inputs = engine.processor(
+            text=[text], images=frames, images_kwargs=engine.image_settings(args.max_pixels), return_tensors="pt"
+        ).to(engine.model.device)
+        engine.model.generate(**inputs, **judge, streamer=answer, max_new_tokens=args.max_new_tokens, do_sample=False)
+    except (FloatingPointError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, FloatingPointError) and not is_out_of_memory(error):
+            raise
+        for picture in pictures:
             _refuse(picture, f"{picture.image}: {error}")
+    for picture in pictures:
+        picture.answer = answer.text
 
 
 def _refuse(picture, reason):
     picture.probs, picture.error = None, str(reason)
-    print(f"safeqwen: {printable(picture.error)}", file=sys.stderr)
+    say(picture.error)
 
 
 def _unsafe(probs, categories):
-    return 1 - float(probs[categories.index("safe")]) if "safe" in categories else None
+    unsafe = unsafe_probability(probs, categories)
+    return None if unsafe is None else float(unsafe)
 
 
 def _json_fields(picture, categories, model):
@@ -185,8 +203,3 @@ def _show_table(picture, categories, top):
     for name, score in shown:
         print(f"  {name:{width}}  {score:6.1%}  {block * round(score * BAR_WIDTH)}".rstrip())
     print(flush=True)
-
-
-def printable(text, kept=""):
-    """Returns text that cannot command the terminal, nor look like rows of ours: control characters are replaced."""
-    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
