@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import yaml
 
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.prompt import plain_text
 from safeqwen.taxonomy import CATEGORIES
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import TextStreamer
 
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.loading import load
 from safeqwen.pipeline import SafetyPipeline, worst_frame
 from safeqwen.prompt import chat_prompt

@@ -13,7 +13,7 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt
 
 

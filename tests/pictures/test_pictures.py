@@ -23,8 +23,8 @@ from mutated import mutated_files
 from PIL import Image, ImageCms, ImageFile, ImageSequence
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from safeqwen import images
-from safeqwen.images import MAX_FRAMES, UnreadableImage, read_image
+
+from safeqwen.pictures import MAX_FRAMES, UnreadableImage, fetch, read_bytes, read_image
 from safeqwen.pictograms import draw
 
 
@@ -794,7 +794,7 @@ def test_downloads_that_were_given_up_end(server):
     for path in ("drip", "drip_headers", "endless"):
         refusal(f"http://{server}/{path}", timeout_s=0.3, max_bytes=2**40)
     for thread in threading.enumerate():
-        if isinstance(thread, images._Download):
+        if isinstance(thread, fetch._Download):
             thread.join(5)
             assert not thread.is_alive()
 
@@ -863,7 +863,7 @@ import warnings
 import safeqwen
 from PIL import Image, ImageCms, ImageFile
 before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, [*warnings.filters]
-from safeqwen.images import read_image
+from safeqwen.pictures import read_image
 read_image(Image.new("RGB", (20, 20)))
 added = [f for f in warnings.filters if f not in before[3]]
 assert before[:3] == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK)
