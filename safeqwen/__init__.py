@@ -2,8 +2,8 @@
 
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.loading import DEMO_CHECKPOINT, load
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.pipeline import SafetyPipeline
 from safeqwen.taxonomy import CATEGORIES, Category
 

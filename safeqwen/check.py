@@ -25,10 +25,10 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from safeqwen.export import CODE_FILES, RECORD, load_run_model, read_run
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.judge import printable
 from safeqwen.model_card import front_matter
 from safeqwen.pictograms import FIRST_HELD_OUT_SEED, draw
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt
 
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from transformers import TextStreamer
 
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.loading import load
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.pipeline import SafetyPipeline, worst_frame
 from safeqwen.prompt import chat_prompt
 

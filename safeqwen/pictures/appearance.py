@@ -64,10 +64,10 @@ def views(samples, one_paper=False):
     one on white, or on black if next to nothing shows on white.
     """
     curve, profile = _colour_space(samples.about)
-    opaque = _to_srgb(_picture(_to_8_bits(samples.colours, curve), samples.mode), profile)
+    opaque = _to_srgb(picture_of(to_8_bits(samples.colours, curve), samples.mode), profile)
     seen = [opaque]
     if samples.alpha is not None:
-        alpha = _picture(_to_8_bits(samples.alpha), "L")
+        alpha = picture_of(to_8_bits(samples.alpha), "L")
         papers = [Image.new("RGB", opaque.size, colour) for colour in ("white", "black")]
         seen = [Image.composite(opaque, paper, alpha) for paper in papers]
         if 255 - alpha.getextrema()[0] < VISIBLE:
@@ -78,7 +78,8 @@ def views(samples, one_paper=False):
     return [picture if turn is None else picture.transpose(turn) for picture in seen]
 
 
-def _picture(samples, mode):
+def picture_of(samples, mode):
+    """A `PIL.Image.Image` of uint8 samples."""
     height, width = samples.shape[:2]
     picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(samples), "raw", mode, 0, 1)
     return picture if mode != "RGB" else picture.copy() if picture.readonly else picture
@@ -89,7 +90,7 @@ def _shows(picture, paper):
     return differs.mean() >= SHOWS
 
 
-# --------------------------------------------------------------------------------------------------------- colour spaces
+# ----------------------------------------------------------------------------------------------------- colour spaces
 
 
 def _colour_space(about):
@@ -107,7 +108,8 @@ def _colour_space(about):
     return curve, _profile_of(about.get("chromaticity"))
 
 
-def _to_8_bits(samples, curve=None):
+def to_8_bits(samples, curve=None):
+    """Samples as uint8, through a curve from samples to light if there is one."""
     if curve is None:
         return samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8)
     light = curve(np.linspace(0, 1, np.iinfo(samples.dtype).max + 1))

@@ -1,15 +1,16 @@
 """
 The bytes of a picture file as samples, whole or refused: what is missing might be the harm.
 
-libvips decodes PNG, JPEG, GIF and TIFF, for it is told to fail on every warning; Pillow decodes WebP, AVIF, BMP and PPM,
-where it is strict by itself. What neither of them checks is checked here: the end of a GIF, the frames of an APNG, the
-scans of a JPEG.
+libvips decodes PNG, JPEG, GIF and TIFF, and is told to fail on every warning. Pillow decodes WebP, AVIF, BMP and PPM,
+where it is strict by itself. What neither of them checks is checked here: the ends of PNG and GIF, the frames of an
+APNG, the directories of a TIFF, the scans of a JPEG.
 
 - **Animations** and pages of a TIFF are up to `MAX_FRAMES` frames, evenly spaced from the first to the last: what is
   only in between is not seen. An APNG's default image counts as its first frame. A multi-picture JPEG (MPO) is its
   first picture, and bytes behind the end of a picture are nothing, as in any viewer.
-- **Damage** that a format cannot show is not seen: wrong bytes within a lossy WebP, BMP or plain TIFF are the pixels that
-  viewers make of them, and a progressive JPEG may lack its last refinements. A PNG is refused if a checksum is wrong.
+- **Damage** that a format cannot show is not seen: wrong bytes within JPEG, lossy WebP, BMP or plain TIFF data are the
+  pixels that viewers make of them, and a progressive JPEG may lack its last refinements. A PNG is refused if a checksum
+  is wrong, a JPEG if its decoder warns.
 
 Several threads may call it, and forked processes. No setting of either library is changed, and of Pillow's only a
 lower `Image.MAX_IMAGE_PIXELS` matters.
@@ -17,15 +18,16 @@ lower `Image.MAX_IMAGE_PIXELS` matters.
 
 import contextlib
 import io
+import logging
 import re
 import struct
 import zlib
 
 import numpy as np
 import pyvips
-from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, PpmImagePlugin, WebPImagePlugin
 
-from safeqwen.pictures.appearance import Samples
+from safeqwen.pictures.appearance import Samples, picture_of, to_8_bits
 from safeqwen.pictures.errors import UnreadableImage, one_line
 
 
@@ -61,8 +63,17 @@ PILLOW = {  # not by `Image.open`, which warns of large pictures
     "BMP": BmpImagePlugin.BmpImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
 }
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_COLOURS = {  # chunk -> key of `Samples.about`, how to read it
+    b"gAMA": ("gamma", lambda body: int.from_bytes(body, "big") / 100_000),
+    b"cHRM": ("chromaticity", lambda body: [number / 100_000 for number in struct.unpack(">8I", body)]),
+    b"sRGB": ("srgb", lambda body: body[0]),
+    b"cICP": ("cicp", tuple),
+}
 EXIF_ORIENTATION = 0x0112
 TIFF_PHOTOMETRIC, TIFF_EXTRA_SAMPLES = 262, 338
+
+logging.getLogger("pyvips").addHandler(logging.NullHandler())  # what it warns of is in our errors
 
 
 class _EndsEarly(Exception):
@@ -110,7 +121,10 @@ def refusals(name):
     except MemoryError as error:
         raise UnreadableImage(f"{name}: does not fit into memory; shrink the picture") from error
     except Exception as error:  # a broken file leads the readers to any exception
-        raise UnreadableImage(f"{name}: is damaged or unsupported ({one_line(error)}); save it as PNG") from error
+        raise UnreadableImage(
+            f"{name}: is damaged, unsupported or ends before the picture does ({one_line(error)}); get the whole file "
+            "anew, or save it as PNG"
+        ) from error
 
 
 def check_size(width, height, name, max_pixels):
@@ -198,18 +212,33 @@ def _count_scans(data):
 
 
 def _read_tiff(data, name, max_pixels):
-    image = _open(pyvips.Image.tiffload_buffer, data)
-    count = image.get("n-pages")
-    for page in _chosen(count, image.width, image.height, name, max_pixels, direct=True):
+    image, extras = _open(pyvips.Image.tiffload_buffer, data), _tiff_pages(data)
+    for page in _chosen(len(extras), image.width, image.height, name, max_pixels, direct=True):
         image = _open(pyvips.Image.tiffload_buffer, data, page=page)
         check_size(image.width, image.height, name, max_pixels)
         samples = _samples(image, name)
-        if samples.alpha is not None:  # a fourth channel need not be alpha, but libvips does not tell
-            tags = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-            tags.seek(page)
-            if (tags.tag_v2.get(TIFF_EXTRA_SAMPLES) or (0,))[0] not in (1, 2):
-                samples.alpha = None
+        if extras[page] not in (1, 2):  # what libvips takes for alpha is some other channel
+            samples.alpha = None
         yield samples
+
+
+def _tiff_pages(data):
+    """The kind of extra channel (TIFF 6.0, ExtraSamples) of each page, whose directories must be there."""
+    order, big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
+    number, entry, offset = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    (position,), extras = struct.unpack_from(order + offset, data, 8 if big else 4), []
+    while position and len(extras) <= MAX_FRAMES_PASSED:
+        (entries,) = struct.unpack_from(order + number, data, position)
+        position += struct.calcsize(order + number)
+        extras.append(0)
+        for _ in range(min(entries, 2**16)):
+            tag, _, count = struct.unpack_from(order + entry, data, position)
+            position += struct.calcsize(order + entry)
+            if tag == TIFF_EXTRA_SAMPLES and count == 1:
+                (extras[-1],) = struct.unpack_from(order + "H", data, position)
+            position += struct.calcsize(offset)
+        (position,) = struct.unpack_from(order + offset, data, position)
+    return extras
 
 
 def _read_gif(data, name, max_pixels):
@@ -249,40 +278,26 @@ def _check_gif(data, name):
 
 
 def _read_png(data, name, max_pixels):
-    about, animated = {}, False
-    for kind, body in _png_chunks(data):
-        if kind == b"IDAT":
-            break
-        if kind == b"gAMA":
-            about["gamma"] = int.from_bytes(body, "big") / 100_000
-        elif kind == b"cHRM":
-            about["chromaticity"] = [number / 100_000 for number in struct.unpack(">8I", body)]
-        elif kind == b"sRGB":
-            about["srgb"] = body[0]
-        elif kind == b"cICP":
-            about["cicp"] = tuple(body)
-        animated |= kind == b"acTL"
-    image = _open(pyvips.Image.pngload_buffer, data)
+    image, chunks = _open(pyvips.Image.pngload_buffer, data), list(_png_chunks(data))
     check_size(image.width, image.height, name, max_pixels)
-    if not animated:
+    head = dict(chunks[: [kind for kind, _ in chunks].index(b"IDAT")])
+    about = {key: read(head[kind]) for kind, (key, read) in PNG_COLOURS.items() if kind in head}
+    if b"acTL" not in head:
         yield _samples(image, name, about)
         return
-    about = {**_samples(image, name, about).about}
-    parts = list(_apng_parts(data, name))
+    about = _samples(image, name, about).about
+    parts, canvas = list(_apng_parts(chunks)), Image.new("RGBA", (image.width, image.height))
     wanted = _chosen(len(parts), image.width, image.height, name, max_pixels)
-    canvas = Image.new("RGBA", (image.width, image.height))
-    for index, (part, control) in enumerate(parts):
-        left, top, dispose, blend = control
-        part = _rgba(_samples(_open(pyvips.Image.pngload_buffer, part), name))
+    for index, (part, left, top, dispose, blend) in enumerate(parts):
+        part = _to_rgba(_samples(_open(pyvips.Image.pngload_buffer, part), name))
         before = canvas.copy()
         if blend:
             canvas.alpha_composite(part, (left, top))
         else:
             canvas.paste(part, (left, top))
         if index in wanted:
-            samples = np.asarray(canvas)
-            alpha = samples[..., 3] if samples[..., 3].min() < 255 else None
-            yield Samples(samples[..., :3], "RGB", alpha, about)
+            seen = np.asarray(canvas)
+            yield Samples(seen[..., :3], "RGB", seen[..., 3], about)
         if dispose == 2 and index:
             canvas = before
         elif dispose:
@@ -302,39 +317,34 @@ def _png_chunks(data):
         position += 12 + length
 
 
-def _apng_parts(data, name):
+def _apng_parts(chunks):
     """Each frame as a PNG of its own, and where and how it is drawn: left, top, dispose and blend."""
-    palette, body, control = [], [], None
-    for kind, chunk in _png_chunks(data):
+    header, palette, body, control = dict(chunks)[b"IHDR"], [], b"", None
+    for kind, chunk in chunks:
         if kind in (b"fcTL", b"IEND") and body:
-            size, where = (control[4:12], control[12:]) if control else (header[:8], bytes(14))
-            left, top, _, dispose, blend = struct.unpack(">IIIBB", where)
-            pieces = [_png_chunk(b"IHDR", size + header[8:]), *palette, _png_chunk(b"IDAT", b"".join(body))]
-            yield data[:8] + b"".join(pieces) + _png_chunk(b"IEND", b""), (left, top, dispose, blend)
-            body = []
-        if kind == b"IHDR":
-            header = chunk
-        elif kind in (b"PLTE", b"tRNS"):
-            palette.append(_png_chunk(kind, chunk))
-        elif kind == b"fcTL":
+            control = control or bytes(4) + header[:8] + bytes(14)  # of a default image that is no frame
+            own = [(b"IHDR", control[4:12] + header[8:]), *palette, (b"IDAT", body), (b"IEND", b"")]
+            left, top, _, dispose, blend = struct.unpack(">IIIBB", control[12:])
+            yield PNG + b"".join(map(_png_chunk, own)), left, top, dispose, blend
+            body = b""
+        if kind == b"fcTL":
             control = chunk
         elif kind in (b"IDAT", b"fdAT"):
-            body.append(chunk if kind == b"IDAT" else chunk[4:])
+            body += chunk if kind == b"IDAT" else chunk[4:]
+        elif kind in (b"PLTE", b"tRNS"):
+            palette.append((kind, chunk))
 
 
-def _png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def _png_chunk(chunk):
+    kind, body = chunk
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
 
 
-def _rgba(samples):
+def _to_rgba(samples):
     """The `Samples` of a part of an APNG as an RGBA picture."""
-    colours, alpha = (
-        array if array is None or array.dtype == np.uint8 else (array >> 8).astype(np.uint8)
-        for array in (samples.colours, samples.alpha)
-    )
-    picture = Image.fromarray(np.ascontiguousarray(colours)).convert("RGBA")
-    if alpha is not None:
-        picture.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+    picture = picture_of(to_8_bits(samples.colours), samples.mode).convert("RGBA")
+    if samples.alpha is not None:
+        picture.putalpha(picture_of(to_8_bits(samples.alpha), "L"))
     return picture
 
 
@@ -355,9 +365,8 @@ class _WholeFile(io.BytesIO):
 def _read_by_pillow(data, format, name, max_pixels):
     image = PILLOW[format](_WholeFile(data))
     if any(tile[0] in SLOW_DECODERS for tile in image.tile) and image.width * image.height > MAX_PIXELS_SLOW:
-        raise UnreadableImage(
-            f"{name}: is {image.width} x {image.height} pixels, over {MAX_PIXELS_SLOW} in a slow encoding; save it as PNG"
-        )
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableImage(f"{name}: is {size}, over {MAX_PIXELS_SLOW} in a slow encoding; save it as PNG")
     if format == "AVIF" and (found := re.search(rb"colrnclx(.{4})", data, re.DOTALL)):
         image.info.setdefault("cicp", struct.unpack(">HH", found[1]))
     for index in _chosen(getattr(image, "n_frames", 1), *image.size, name, max_pixels):
@@ -377,9 +386,7 @@ def pillow_samples(image, name):
         about.pop("cicp", None)  # of an AVIF
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         samples = np.asarray(image).astype(np.uint16)
-        if (
-            getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
-        ):  # Pillow minds that white is zero up to 8 bits only
+        if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero: Pillow minds 8 bits only
             samples = 65535 - samples
         transparent = image.info.get("transparency")
         alpha = np.where(samples == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None

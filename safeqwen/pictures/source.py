@@ -58,7 +58,7 @@ def read_image(
 
     Raises:
         UnreadableImage: if the source cannot be read, is no whole picture of a known format, exceeds a limit, has a
-            side under 14 pixels or sides of a ratio over 200; if an array's values fill next to nothing of their range.
+            side under 14 pixels or sides of a ratio over 200; if an array is black by its range alone.
     """
     label = None
     if isinstance(source, dict):
