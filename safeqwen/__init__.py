@@ -3,10 +3,10 @@
 from safeqwen.data.taxonomy import CATEGORIES, Category
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.prompt import plain_text
 from safeqwen.loading import DEMO_CHECKPOINT, load
+from safeqwen.pictures import UnreadableImage, read_image
 
 
 __version__ = "0.1.0"

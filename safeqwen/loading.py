@@ -113,7 +113,9 @@ def refuse_two_saves(folder):
     """Raises a ValueError if a folder holds model.safetensors beside the shards of another save: the first would win."""
     single, index = (Path(folder, name) for name in ("model.safetensors", "model.safetensors.index.json"))
     if single.exists() and (index.exists() or any(Path(folder).glob("model-*-of-*.safetensors"))):
-        raise ValueError(f"{folder} holds {single.name} and the shards of another save: remove those that are outdated")
+        raise ValueError(
+            f"{folder} holds {single.name} and the shards of another save: remove those that are outdated"
+        )
 
 
 def load_base(path_or_repo, *, safety_categories=None, **kwargs):

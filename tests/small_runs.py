@@ -15,10 +15,10 @@ from safeqwen.data.collator import SafetyCollator
 from safeqwen.data.rows import read_rows
 from safeqwen.data.taxonomy import Taxonomy
 from safeqwen.loading import load_base
-from tools.demo.pictograms import draw
 from safeqwen.training.arguments import SafetyTrainingArguments, read_config
 from safeqwen.training.run import add_lora, train
 from safeqwen.training.trainer import SafetyTrainer
+from tools.demo.pictograms import draw
 
 
 ROOT = Path(__file__).parents[1]

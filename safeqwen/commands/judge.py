@@ -10,11 +10,11 @@ import transformers
 from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.judging.engine import Engine, is_out_of_memory
 from safeqwen.judging.prompt import chat_prompt
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
 from safeqwen.loading import load
+from safeqwen.pictures import UnreadableImage, read_image
 
 
 DEMO_WARNING = (

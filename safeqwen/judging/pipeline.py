@@ -12,9 +12,9 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
 from safeqwen.judging.verdict import worst_frame
+from safeqwen.pictures import UnreadableImage, read_image
 
 
 TASK = "image-safety"

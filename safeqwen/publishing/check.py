@@ -25,8 +25,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.judging.prompt import chat_prompt
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.publishing.export import RECORD, prompt_ids
 from safeqwen.publishing.model_card import front_matter
 from safeqwen.publishing.record import load_run_model, read_run

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save
 
 import safeqwen
 from safeqwen.files import write_json
-from safeqwen.processor import save_processor
-from safeqwen.publishing.record import GUARD_FILE
 from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import folder_digest
+from safeqwen.processor import save_processor
 from safeqwen.provenance import git_commit, package_versions
+from safeqwen.publishing.record import GUARD_FILE
 
 
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")

@@ -16,8 +16,8 @@ from tiny import ROOT
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, load
 from safeqwen.commands import judge
-from tools.demo.pictograms import draw
 from safeqwen_cli import main
+from tools.demo.pictograms import draw
 
 
 SEED = 4_000_000

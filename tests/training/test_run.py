@@ -18,9 +18,9 @@ from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data.taxonomy import Taxonomy
-from safeqwen.publishing.record import load_run
 from safeqwen.hub.modeling_safeqwen import GUARD
 from safeqwen.loading import load_base
+from safeqwen.publishing.record import load_run
 from safeqwen.training.run import load_model, load_processor, train
 
 
