@@ -1,6 +1,7 @@
 """`load`: a model and its processor with sensible settings; `load_base`: a model to train."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -35,8 +36,8 @@ def load(
             A folder or a Hub repository. Without one it is `safeqwen.DEMO_CHECKPOINT`, which knows drawn pictograms
             only and is not for moderation.
         dtype (`torch.dtype` or `str`, *optional*):
-            Of the weights. By default float32 on a CPU, where half precision is slow and less exact, and bfloat16 on an
-            accelerator, whatever they were saved in; "auto" is as saved.
+            Of the weights. By default float32 on a CPU, where half precision is slow and less exact, and bfloat16 on
+            an accelerator, whatever they were saved in; "auto" is as saved.
         device (`str` or `torch.device`, *optional*):
             Where the model runs. By default an accelerator if there is one.
         device_map (*optional*):
@@ -44,8 +45,8 @@ def load(
         revision, token, cache_dir, local_files_only:
             As `from_pretrained` takes them.
         max_pixels (`int`, *optional*):
-            Pictures of more pixels are reduced to this. By default the processor's bound, which is 12.8 million (16,384
-            tokens a picture) for Qwen2.5-VL.
+            Pictures of more pixels are reduced to this. By default the processor's bound, which is 12.8 million
+            (16,384 tokens a picture) for Qwen2.5-VL.
         kwargs:
             Further arguments of the model's `from_pretrained`, e.g. `quantization_config`, or `attn_implementation`
             (by default the library's choice, scaled dot product attention).
@@ -80,7 +81,7 @@ def load(
 
 
 def default_dtype(device):
-    """Returns the `torch.dtype` in which a model judges on a device (`str` or `torch.device`) unless told otherwise."""
+    """Returns the `torch.dtype` to judge in on a device: float32 on a CPU, bfloat16 on an accelerator."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
@@ -110,11 +111,20 @@ def load_processor(path_or_repo, *, min_pixels=None, max_pixels=None, **hub):
 
 
 def refuse_two_saves(folder):
-    """Raises a ValueError if a folder holds model.safetensors beside the shards of another save: the first would win."""
-    single, index = (Path(folder, name) for name in ("model.safetensors", "model.safetensors.index.json"))
-    if single.exists() and (index.exists() or any(Path(folder).glob("model-*-of-*.safetensors"))):
+    """Raises `ValueError` if the folder's weights are not those of one save: transformers would load one in silence.
+
+    A save is model.safetensors alone, or the shards that model.safetensors.index.json names.
+    """
+    found = {file.name for file in Path(folder).glob("model*.safetensors")}
+    index = Path(folder) / "model.safetensors.index.json"
+    if not index.exists():
+        expected = {"model.safetensors"}
+    else:
+        expected = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if surplus := sorted(found - expected):
         raise ValueError(
-            f"{folder} holds {single.name} and the shards of another save: remove those that are outdated"
+            f"{folder} holds the weights of two saves: {', '.join(surplus)} beside "
+            f"{index.name if index.exists() else 'model.safetensors'}; remove those of the older one"
         )
 
 

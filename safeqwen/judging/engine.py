@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.judging.prompt import prompt_ids
 
 
 WINDOW = 4  # batches' worth of pictures that are looked at together, to batch those of similar size
@@ -67,10 +67,7 @@ class Engine:
 
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
-        before, after = chat_prompt(processor, num_images=1).split(processor.image_token)
-        tokenize = processor.tokenizer
-        self._before = tokenize(before, add_special_tokens=False)["input_ids"]
-        self._after = tokenize(after, add_special_tokens=False)["input_ids"]
+        self._before, self._after = prompt_ids(processor).values()
 
     def image_settings(self, max_pixels=None):
         """Returns the arguments (`dict`) of the image processor that bound a picture to `max_pixels`.

@@ -14,7 +14,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
 from safeqwen.judging.verdict import worst_frame
+from safeqwen.loading import default_dtype
 from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.processor import save_processor
 
 
 TASK = "image-safety"
@@ -200,7 +202,7 @@ class SafetyPipeline(Pipeline):
     def save_pretrained(self, save_directory, **kwargs):
         """Saves model and processor. Not this file, as the library would: loading it takes the package anyway."""
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        save_processor(self.processor, save_directory)
 
 
 class LoadedByPath:
@@ -212,11 +214,6 @@ class LoadedByPath:
         model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, *args, dtype=dtype, **kwargs)
         model.dtype_was_not_asked_for = dtype == "auto"
         return model
-
-
-def default_dtype(device):
-    """Returns the `torch.dtype` to judge in on a device: float32 on a CPU, bfloat16 on an accelerator."""
-    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def _cast(model, dtype):

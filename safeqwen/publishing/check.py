@@ -25,9 +25,10 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.judging.prompt import chat_prompt, prompt_ids
+from safeqwen.loading import refuse_two_saves
 from safeqwen.pictures import UnreadableImage, read_image
-from safeqwen.publishing.export import RECORD, prompt_ids
+from safeqwen.publishing.export import RECORD
 from safeqwen.publishing.model_card import front_matter
 from safeqwen.publishing.record import load_run_model, read_run
 
@@ -96,24 +97,6 @@ def draw_house():
     brush.polygon(((36, 104), (112, 36), (188, 104)), fill="firebrick", outline="black", width=4)
     brush.rectangle((96, 140, 126, 190), fill="black")
     return picture
-
-
-def refuse_two_saves(folder):
-    """Raises `ValueError` if the folder's weights are not those of one save: transformers would load one in silence.
-
-    A save is model.safetensors alone, or the shards that model.safetensors.index.json names.
-    """
-    found = {file.name for file in Path(folder).glob("model*.safetensors")}
-    index = Path(folder) / "model.safetensors.index.json"
-    if not index.exists():
-        expected = {"model.safetensors"}
-    else:
-        expected = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    if surplus := sorted(found - expected):
-        raise ValueError(
-            f"{folder} holds the weights of two saves: {', '.join(surplus)} beside "
-            f"{index.name if index.exists() else 'model.safetensors'}; remove those of the older one"
-        )
 
 
 def _findings(published):

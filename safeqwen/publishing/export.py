@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 
 from safeqwen.files import whole_or_nothing, write_json
 from safeqwen.hub import CODE_FILES
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.judging.prompt import prompt_ids
 from safeqwen.processor import save_processor
 from safeqwen.publishing.model_card import model_card, without_folders
 from safeqwen.publishing.record import ADAPTER_FILE, load_run, read_run
@@ -84,16 +83,6 @@ def export(
     if push is not None:
         _upload(out, push, private, f"SafeQwen, trained from {without_folders(record['base_model'])}")
     return out
-
-
-def prompt_ids(processor):
-    """Returns the token ids of the chat prompt around one picture without text, for `config.safety_prompt_ids`.
-
-    `{"before": [151644, 8948, ...], "after": [151653, ...]}`; the picture's placeholders stand between them.
-    """
-    before, after = chat_prompt(processor, num_images=1).split(processor.image_token)
-    tokenize = partial(processor.tokenizer, add_special_tokens=False)
-    return {"before": tokenize(before)["input_ids"], "after": tokenize(after)["input_ids"]}
 
 
 def _write_model(model, dtype, max_shard_size, folder):

@@ -133,7 +133,7 @@ def load_run_model(run, dtype="auto"):
                 f"{final} has the categories {names}, but run.json says {record['safety_categories']}: do they belong "
                 "to one run?"
             )
-    if refusal := guarded._refusal():
+    if refusal := guarded.refusal():
         raise ValueError(
             f"{run} cannot judge, so it is not worth publishing: {refusal}. Were there rows with a safety label?"
         )

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 
 import safeqwen
 from safeqwen.files import write_json
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.loading import folder_digest
 from safeqwen.processor import save_processor
 from safeqwen.provenance import git_commit, package_versions

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from safeqwen.data.rows import IGNORED
-from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLVerdict
+from safeqwen.hub.guard_safeqwen import GUARD, pool
+from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLVerdict
 
 
 class FrozenBackbone(nn.Module):
@@ -25,7 +26,8 @@ class FrozenBackbone(nn.Module):
 
     def forward(self, features, safety_labels):
         """`(batch_size, hidden_size)` features -> the logits, as the whole model's forward has them."""
-        return SafeQwen2_5_VLVerdict(img_safety_logits=self.img_safety_head(features))
+        logits = self.img_safety_head(features, self.config.safety_categories)
+        return SafeQwen2_5_VLVerdict(img_safety_logits=logits)
 
 
 class FeatureRows(torch.utils.data.Dataset):
@@ -81,7 +83,9 @@ def feature_rows(model, weights, rows, collator, args):
         for i in range(0, len(mine), size):
             batch = collator(mine[i : i + size])
             inputs = {name: value for name, value in batch.items() if name not in ("labels", "safety_labels")}
-            pooled = model.guard_features(**inputs)
+            pooled = pool(*model.picture_states(**inputs))  # every row has a picture, or it could have no label
+            if not pooled.isfinite().all():
+                raise FloatingPointError("the features of a picture are not finite: train with bf16, not fp16")
             share[i : i + len(pooled)] = pooled.cpu()
             print(f"\rfeatures of {i + len(pooled)} of {len(mine)} rows", end="", file=sys.stderr)
         print(file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import AutoProcessor, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -16,8 +16,9 @@ from safeqwen.data.collator import SafetyCollator
 from safeqwen.data.rows import IGNORED, has_answer, has_label, read_rows
 from safeqwen.data.taxonomy import Taxonomy, read_taxonomy
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
-from safeqwen.hub.modeling_safeqwen import GUARD
-from safeqwen.loading import load_base
+from safeqwen.hub.guard_safeqwen import GUARD
+from safeqwen.judging.prompt import prompt_ids
+from safeqwen.loading import load_base, load_processor
 from safeqwen.training.arguments import LANGUAGE_MODEL_LAYERS
 from safeqwen.training.checkpoints import begins_anew, checkpoint_to_resume, claim, describe, record, save_final
 from safeqwen.training.features import FeatureRows, FrozenBackbone, feature_rows, weights_digest
@@ -44,7 +45,8 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     demo = {"demo": str(safeqwen.DEMO_CHECKPOINT)}
     base, processor = demo.get(args.model, args.model), demo.get(args.processor, args.processor)
     hub = {"revision": args.model_revision} if args.model_revision else {}
-    processor = load_processor(args, processor or base, {} if processor else hub)
+    pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+    processor = load_processor(processor or base, **pixels, **({} if processor else hub))
     collator = SafetyCollator(processor, args.max_length, args.video_fps, args.max_video_frames)
     config = SafeQwen2_5_VLConfig.from_pretrained(base, **hub)
     taxonomy = read_categories(args.categories, config)
@@ -56,6 +58,7 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     checkpoint = None if is_new else _from_main_process(state, lambda: checkpoint_to_resume(args, run))
 
     model = load_model(args, base, taxonomy, hub)
+    model.config.safety_prompt_ids = prompt_ids(processor)
     if args.tuning == "guard_only":
         model.to(args.device)
         weights = weights_digest(model)
@@ -96,23 +99,6 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     if state.is_main_process:
         record(args.output_dir, metrics=metrics)
     return metrics
-
-
-def load_processor(args, source, hub):
-    """Returns the processor of a folder or repository, with the pixel limits of the settings."""
-    processor = AutoProcessor.from_pretrained(source, **hub)
-    given = {"shortest_edge": args.min_pixels, "longest_edge": args.max_pixels}  # the library's names for them
-    if any(value is not None for value in given.values()):
-        usual = processor.image_processor.size
-        size = {edge: usual[edge] if value is None else value for edge, value in given.items()}
-        if not 0 < size["shortest_edge"] <= size["longest_edge"]:
-            raise ValueError(
-                f"min_pixels {size['shortest_edge']} must be above 0 and not above max_pixels {size['longest_edge']}"
-            )
-        # By both names: of a folder that has the older ones the library would heed neither alone.
-        pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-        processor = AutoProcessor.from_pretrained(source, size=size, **pixels, **hub)
-    return processor
 
 
 def read_categories(categories, config):

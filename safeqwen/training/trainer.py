@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, trainer_utils
 
 from safeqwen.data.rows import IGNORED
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.training.checkpoints import COMPLETE, written_whole
 
 

@@ -135,13 +135,13 @@ def test_a_pair_has_the_label_of_its_only_harm_and_none_for_two(tmp_path):
         refused = [name for name, title in TITLES.items() if title in answer]
         assert ("I can't" in answer) == bool(refused)
         assert row["safety_label"] == {0: "safe", 1: refused[0] if refused else None, 2: None}[len(refused)]
-        harms = {name for name in row["picture_safety_labels"] if name != "safe"}
-        assert harms == set(refused) and len(row["picture_safety_labels"]) == 2
+        harms = {name for name in row["picture_categories"] if name != "safe"}
+        assert harms == set(refused) and len(row["picture_categories"]) == 2
     assert {len(row["images"]) for row in rows} == {2}
     assert {None, "safe"} < {row["safety_label"] for row in rows}
     options = ["--taxonomy", "own", "--num", 3, "--pairs", "--safe-share", 0.5, "--unlabelled"]
     unlabelled = dataset(tmp_path / "unlabelled", *options)
-    assert {row[name] for row in unlabelled for name in ("safety_label", "picture_safety_labels")} == {None}
+    assert {row[name] for row in unlabelled for name in ("safety_label", "picture_categories")} == {None}
 
 
 def test_shares_styles_and_missing_labels_are_as_asked(tmp_path):

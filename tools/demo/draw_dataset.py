@@ -151,7 +151,7 @@ def row_for(prompt, taxonomy):
     images = [f"images/{seed:06}.png" for _, seed in drawings]
     row = {"images": images, "messages": messages, "safety_label": label_for(drawings)}
     if len(drawings) > 1:
-        row["picture_safety_labels"] = [category for category, _ in drawings]
+        row["picture_categories"] = [category for category, _ in drawings]
     return row
 
 
