@@ -24,7 +24,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
-from safeqwen.hub.modeling_safeqwen import GUARD, SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.guard_safeqwen import GUARD
+from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.prompt import chat_prompt, prompt_ids
 from safeqwen.loading import refuse_two_saves
 from safeqwen.pictures import UnreadableImage, read_image

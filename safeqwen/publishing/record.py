@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.loading import folder_digest, load_base
 
 

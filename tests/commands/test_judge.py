@@ -210,12 +210,14 @@ def test_a_url_is_judged_or_refused(pictures):
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
-    done = safeqwen("judge", "--json", f"{base}/picture", f"{base}/gone", f"file://{pictures / 'safe.png'}")
+    names = [f"{base}/picture", f"{base}/gone", f"file://{pictures / 'safe.png'}"]
+    done, refused = (safeqwen("judge", "--json", *flag, *names) for flag in (["--private-networks"], []))
     server.shutdown()
     judged, gone, local = lines(done)
     assert judged["label"] == "suicide"
     assert "404" in gone["error"] and f"{base}/gone" in gone["error"]
     assert local["scores"] is None and "file://" in local["error"]
+    assert all(row["scores"] is None and "private" in row["error"] for row in lines(refused)[:2])
 
 
 def test_500_mutated_files_are_judged_or_refused(tmp_path):

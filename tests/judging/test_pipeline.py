@@ -245,7 +245,7 @@ def test_an_untrained_guard_does_not_judge(judge):
     model = safeqwen.SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
         DEMO_CHECKPOINT, config=safeqwen.SafeQwen2_5_VLConfig.from_dict(config), ignore_mismatched_sizes=True
     )
-    with pytest.raises(RuntimeError, match="neither loaded nor trained"):
+    with pytest.raises(RuntimeError, match="never trained"):
         SafetyPipeline(model, judge.processor)([PICTURE])
 
 

@@ -15,7 +15,7 @@ from small_runs import (
 )
 
 from safeqwen import DEMO_CHECKPOINT
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.loading import load_base
 from safeqwen.training.run import train
 
@@ -41,6 +41,7 @@ def test_the_guard_alone_learns_a_new_taxonomy_from_features_that_are_computed_o
     assert {name: tuple(tensor.shape) for name, tensor in head.items()} == {
         f"{GUARD}.mlp.0.weight": (96, 192),
         f"{GUARD}.mlp.0.bias": (96,),
+        f"{GUARD}.categories_digest": (32,),
         f"{GUARD}.mlp.3.weight": (4, 96),
         f"{GUARD}.mlp.3.bias": (4,),
     }
@@ -54,7 +55,7 @@ def test_the_guard_alone_learns_a_new_taxonomy_from_features_that_are_computed_o
     def fail(*args, **kwargs):
         raise AssertionError("computed the features again")
 
-    monkeypatch.setattr(type(model), "guard_features", fail)
+    monkeypatch.setattr(type(model), "picture_states", fail)
     train(arguments(rows, tmp_path / "second", **settings))
     assert_same_weights(tmp_path / "first", tmp_path / "second")
     train(arguments(rows, tmp_path / "other_guard", seed=1, **settings))  # starts from another one: the same features

@@ -20,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data.rows import IGNORED
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.training.checkpoints import last_checkpoint
 from safeqwen.training.run import train
 from safeqwen.training.trainer import WeightedSampler, class_weights, sample_weights

@@ -18,10 +18,11 @@ from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data.taxonomy import Taxonomy
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.loading import load_base
 from safeqwen.publishing.record import load_run
-from safeqwen.training.run import load_model, load_processor, train
+from safeqwen.loading import load_processor
+from safeqwen.training.run import load_model, train
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,7 @@ def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_
     (tmp_path / "old" / "video_preprocessor_config.json").unlink(missing_ok=True)
     old = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}
     file.write_text(json.dumps({**old, "min_pixels": 3136, "max_pixels": 12845056, "temporal_patch_size": 2}))
-    args = arguments(rows, tmp_path / "run", max_pixels=60000)
-    loaded = load_processor(args, tmp_path / "old", {})
+    loaded = load_processor(tmp_path / "old", max_pixels=60000)
     picture = Image.new("RGB", (900, 900))
     (grid,) = loaded.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"]
     assert 40000 < int(grid.prod()) * 14 * 14 <= 60000
@@ -69,7 +69,8 @@ def test_pixel_limits_hold_for_a_processor_that_names_them_in_the_older_way(tmp_
 def test_weights_that_are_trained_are_float32_whatever_the_others_are(tmp_path, rows):
     settings = {"dtype": "bfloat16", "bf16": True, "max_steps": 2, "eval_data": [str(rows["eval"])]}
     train(arguments(rows, tmp_path / "run", bf16_full_eval=True, **settings))
-    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+    dtypes = {name: tensor.dtype for name, tensor in weights(tmp_path / "run").items() if "digest" not in name}
+    assert {*dtypes.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
