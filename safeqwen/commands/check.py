@@ -18,7 +18,7 @@ def run(args):
     try:
         findings = check(args.folder, run=args.run_folder, image=args.image, device=args.device)
     except (ValueError, RuntimeError) as error:  # torch's, of a device that is none
-        print(f"safeqwen: {printable(str(error))}", file=sys.stderr)
+        print(f"safeqwen: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     passed = True
     for finding in findings:

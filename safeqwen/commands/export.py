@@ -24,7 +24,7 @@ def run(args):
             adapter_only=args.adapter_only,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"safeqwen: {error}", file=sys.stderr)
+        print(f"safeqwen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     print(out if args.push is None else f"https://huggingface.co/{args.push}")
     if not args.adapter_only:

@@ -38,7 +38,7 @@ print(processor.batch_decode(answer, skip_special_tokens=True)[0])
 ```
 
 The verdict comes from the pass that starts the answer; `model.guard(**inputs)` gives it alone. It is an
-estimate and has no threshold: choose one on your own data.
+estimate, and no threshold comes with it: choose one on your own data.
 
 ## Categories
 
@@ -73,8 +73,8 @@ The whole record is in `safeqwen_run.json`.
 
 ## Limits and misuse
 
-- The guard judges pictures, not words, and it knows the kinds of picture it was trained on. Of these it saw least:
-  {fewest}.
+- The guard judges pictures, not words, and knows only the kinds of picture that it was trained on. The categories
+  with the fewest rows: {fewest}.
 - The results hold for data like that behind them. Measure on your own before you rely on a verdict, keep a human in
   the loop where a mistake hurts, and do not let it decide alone about people.
 - It can be fooled, by pictures made for that and by chance.
@@ -121,7 +121,7 @@ RECIPES = {
 
 
 def without_folders(value, key=None):
-    """Returns a value of JSON with absolute paths cut to their last part: whose machine it was is nobody's business.
+    """Returns a value of JSON with absolute paths cut to their last part, so that no folder of a machine is published.
 
     `{"files": ["/home/me/rows.jsonl", "data/more.jsonl"]}` -> `{"files": ["rows.jsonl", "data/more.jsonl"]}`.
     URLs, names of categories and keys stay as they are.
@@ -168,7 +168,7 @@ def front_matter(text):
 
 
 def model_card(record, name, dtype):
-    """Returns the README.md (`str`) of an exported run; it says nothing that the run and its base do not say.
+    """Returns the README.md (`str`) of an exported run, made of the run's record and the base's own card alone.
 
     Args:
         record (`dict`): run.json.
@@ -237,8 +237,8 @@ def model_card(record, name, dtype):
         else "Not measured.",
         versions=_table(["package", "version"], [item for item in record["versions"].items() if item[1]]),
         fewest=", ".join(fewest),
-        licence=f"The base came under `{licence.get('license_name', licence['license'])}`, whose terms reach these "
-        "weights. So may those of the data they were trained on."
+        licence=f"The base came under `{licence.get('license_name', licence['license'])}`, whose terms apply to "
+        "these weights, too. So may the terms of the data that they were trained on."
         if licence.get("license")
         else "The licence of the base could not be read when this card was written. Before you publish, state it here "
         "and in the front matter, and mind the terms of the training data.",
