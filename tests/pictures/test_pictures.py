@@ -248,6 +248,53 @@ def test_arrays_without_one_meaning_are_refused(array, says):
     assert says in refusal(array)
 
 
+RAMP = np.tile(np.arange(32), (32, 1))
+
+
+@pytest.mark.parametrize(
+    "array, remedy",
+    [
+        ((RAMP * 8).astype(np.uint16), "pass uint8 if they end at 255"),
+        ((RAMP * 8).astype(">u2"), "pass uint8 if they end at 255"),
+        ((RAMP * 132).astype(np.uint16), "multiply them by 16 if they have 12 bits"),  # to 4092
+        ((RAMP > 15).astype(np.uint8), "multiply them by 255"),
+        (torch.tensor(RAMP > 15).byte().expand(3, 32, 32), "multiply them by 255"),
+        (RAMP / 31 / 255, "divided by 255 twice"),
+        (
+            np.dstack([RAMP * 8] * 3 + [np.ones_like(RAMP)]).astype(np.uint8),
+            "multiply them by 255",
+        ),  # alpha of 0 and 1
+        (np.dstack([RAMP > 15] * 3 + [np.full_like(RAMP, 255)]).astype(np.uint8), "multiply them by 255"),
+        (Image.fromarray((RAMP * 132).astype(np.uint16)), "multiply them by 16"),
+    ],
+)
+def test_arrays_that_would_be_black_by_their_range_are_refused(array, remedy):
+    message = refusal(array)
+    assert remedy in message and "only, which is black" in message
+
+
+def test_black_arrays_are_black_pictures():
+    for dtype in (np.uint8, np.uint16, np.float32, bool):
+        assert read_image(np.zeros((32, 32, 3), dtype))[0].getcolors() == [(1024, BLACK)]
+    assert pixel(read_image((RAMP * 4097 // 31).astype(np.uint16))[0], 31) == (16, 16, 16)  # dark, and 16 bits
+    assert pixel(read_image((RAMP > 15).astype(np.uint8) * 2)[0], 31) == (2, 2, 2)
+
+
+def test_the_channels_of_an_array_are_red_green_and_blue():
+    assert pixel(read_image(np.full((20, 20, 3), RED, np.uint8))[0]) == RED
+
+
+@pytest.mark.parametrize(
+    "alter", [lambda text: text.rstrip("="), lambda text: text.replace("+", "-").replace("/", "_")]
+)
+def test_base64_is_read_without_padding_and_in_the_alphabet_of_urls(alter):
+    for padding in range(3):  # behind the end of the picture
+        data = encoded(DRAWING) + bytes(padding)
+        text = alter(base64.b64encode(data).decode())
+        assert_same_pixels(read_image(text), DRAWING)
+        assert_same_pixels(read_image(f"data:image/png;base64,{text}"), DRAWING)
+
+
 def test_arrays_of_every_kind_keep_black_and_white():
     for array in (
         np.array([[False, True]]),
@@ -320,6 +367,20 @@ def test_an_interlaced_png_is_whole_only_with_all_its_passes():
             assert "ends before" in refusal(data)
         else:
             assert pixel(read_image(data)[0], 15, 15) == (128, 128, 128)
+
+
+def test_a_fourth_channel_of_a_tiff_that_is_not_alpha_hides_nothing():
+    data = bytearray(encoded(rgba(RED, 0), "TIFF"))
+    entry = data.index(struct.pack("<HHI", 338, 3, 1)) + 8
+    assert pixel(read_image(bytes(data))[0]) == WHITE  # 2: alpha
+    data[entry] = 0
+    assert pixel(read_image(bytes(data))[0]) == RED
+
+
+def test_damage_is_told_by_the_error_alone(capfd):
+    data = encoded(DRAWING, "JPEG")
+    refusal(data[:400] + data[500:])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_png_with_a_damaged_second_half_is_refused(pillow_setting):
@@ -405,6 +466,20 @@ def test_surplus_data_in_a_png_are_not_inflated():
     start = time.monotonic()
     assert len(read_image(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", stream) + chunk(b"IEND", b""))) == 1
     assert time.monotonic() - start < built / 4
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    data = encoded(Image.new("L", (2000, 2000)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    scan, end = data[start:-2], data[-2:]
+    assert len(read_image(data)) == 1
+    many = data[:start] + scan * 3000 + end
+    before = time.monotonic()
+    assert "has over 64 scans" in refusal(many)
+    assert time.monotonic() - before < 1
+    # those of a thumbnail and of what follows the picture do not count
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 302) + b"\xff\xda\0" * 100
+    assert len(read_image(data[:2] + thumbnail + data[2:] + b"\xff\xda\0" * 100)) == 1
 
 
 def gif_of(frames, width=20, height=20):
@@ -923,7 +998,7 @@ from PIL import Image, ImageCms, ImageFile
 def settings():
     return (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, [*warnings.filters],
         pyvips.cache_get_max(), pyvips.cache_get_max_mem())
-import torch
+import safeqwen
 before = settings()
 from safeqwen.pictures import read_image
 read_image(Image.new("RGB", (20, 20)))
