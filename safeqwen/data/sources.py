@@ -36,7 +36,7 @@ def load_picture(source):
     Raises:
         UnreadableImage: as `read_image`, and if the source is an animation.
     """
-    frames = read_image(source.read() if isinstance(source, Cell) else source)
+    frames = read_image(source.read() if isinstance(source, Cell) else source, one_paper=True)
     if len(frames) > 1:
         name = source if isinstance(source, (str, os.PathLike, Cell)) else f"<{type(source).__name__}>"
         raise UnreadableImage(f"{name}: is an animation; train on it as a video, or on its frames as pictures")

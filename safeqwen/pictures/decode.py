@@ -1,16 +1,16 @@
 """
 The bytes of a picture file as samples, whole or refused: what is missing might be the harm.
 
-libvips decodes PNG, JPEG, GIF and TIFF, and is told to fail on every warning. Pillow decodes WebP, AVIF, BMP and PPM,
-where it is strict by itself. What neither of them checks is checked here: the ends of PNG and GIF, the frames of an
-APNG, the directories of a TIFF, the scans of a JPEG.
+libvips decodes PNG, JPEG and TIFF, and is told to fail on every warning. Pillow decodes GIF, WebP, AVIF, BMP and PPM,
+whose data it knows to be whole or not. What neither of them checks is checked here: the ends of PNG, JPEG and GIF, the
+frames of an APNG, the directories of a TIFF, the scans of a JPEG.
 
 - **Animations** and pages of a TIFF are up to `MAX_FRAMES` frames, evenly spaced from the first to the last: what is
   only in between is not seen. An APNG's default image counts as its first frame. A multi-picture JPEG (MPO) is its
   first picture, and bytes behind the end of a picture are nothing, as in any viewer.
 - **Damage** that a format cannot show is not seen: wrong bytes within JPEG, lossy WebP, BMP or plain TIFF data are the
-  pixels that viewers make of them, and a progressive JPEG may lack its last refinements. A PNG is refused if a checksum
-  is wrong, a JPEG if its decoder warns.
+  pixels that viewers make of them, and a progressive JPEG may lack its last refinements. A PNG is refused if a
+  checksum is wrong, a JPEG if its decoder warns.
 
 Several threads may call it, and forked processes. No setting of either library is changed, and of Pillow's only a
 lower `Image.MAX_IMAGE_PIXELS` matters.
@@ -25,7 +25,7 @@ import zlib
 
 import numpy as np
 import pyvips
-from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, PpmImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, ImageFile, PpmImagePlugin, WebPImagePlugin
 
 from safeqwen.pictures.appearance import Samples, picture_of, to_8_bits
 from safeqwen.pictures.errors import UnreadableImage, one_line
@@ -58,6 +58,7 @@ SIGNATURES = {
     "PPM": rb"P[1-6]\s",
 }
 PILLOW = {  # not by `Image.open`, which warns of large pictures
+    "GIF": GifImagePlugin.GifImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -95,7 +96,7 @@ def decode(data, name, max_pixels):
         raise UnreadableImage(
             f"{name}: is {kind} of the formats that are read ({', '.join(SIGNATURES)}); save it as PNG"
         )
-    readers = {"PNG": _read_png, "JPEG": _read_jpeg, "GIF": _read_gif, "TIFF": _read_tiff}
+    readers = {"PNG": _read_png, "JPEG": _read_jpeg, "TIFF": _read_tiff}
     with refusals(name):
         if format in readers:
             yield from readers[format](data, name, max_pixels)
@@ -110,7 +111,7 @@ def signature(data):
 
 
 @contextlib.contextmanager
-def refusals(name):
+def refusals(name, remedy="get the whole file anew, or save it as PNG"):
     """Makes every failure of a decoder an UnreadableImage."""
     try:
         yield
@@ -121,10 +122,8 @@ def refusals(name):
     except MemoryError as error:
         raise UnreadableImage(f"{name}: does not fit into memory; shrink the picture") from error
     except Exception as error:  # a broken file leads the readers to any exception
-        raise UnreadableImage(
-            f"{name}: is damaged, unsupported or ends before the picture does ({one_line(error)}); get the whole file "
-            "anew, or save it as PNG"
-        ) from error
+        what = f"is damaged, unsupported or ends before the picture does ({one_line(error)})"
+        raise UnreadableImage(f"{name}: {what}; {remedy}") from error
 
 
 def check_size(width, height, name, max_pixels):
@@ -162,10 +161,8 @@ def _open(load, data, **options):
     return load(data, fail_on="warning", access="sequential", **options)
 
 
-def _samples(image, name, about=None, region=None, top=0, height=None):
-    """The `Samples` of some rows of a libvips image."""
-    if image.interpretation in ("lab", "labs"):
-        image = image.colourspace("srgb")
+def _samples(image, name, about=None):
+    """The `Samples` of a libvips image."""
     if image.format not in ("uchar", "ushort"):
         raise UnreadableImage(
             f"{name}: has samples of 32 bits ({image.format}), whose black and white are not agreed on; scale them to "
@@ -173,11 +170,11 @@ def _samples(image, name, about=None, region=None, top=0, height=None):
         )
     # Strips in this thread: libvips' own threads do not survive a fork, and a data loader's process would wait for
     # them for ever. More rows at once are slower.
-    region, height = region or pyvips.Region.new(image), height or image.height
-    samples = np.empty((height, image.width, image.bands), {"uchar": np.uint8, "ushort": np.uint16}[image.format])
-    for row in range(0, height, 32):
-        rows = samples[row : row + 32]
-        rows[:] = np.frombuffer(region.fetch(0, top + row, image.width, len(rows)), rows.dtype).reshape(rows.shape)
+    region = pyvips.Region.new(image)
+    samples = np.empty((image.height, image.width, image.bands), np.uint8 if image.format == "uchar" else np.uint16)
+    for top in range(0, image.height, 32):
+        rows = samples[top : top + 32]
+        rows[:] = np.frombuffer(region.fetch(0, top, image.width, len(rows)), rows.dtype).reshape(rows.shape)
     mode = "CMYK" if image.interpretation == "cmyk" else "L" if image.bands < 3 else "RGB"
     colours = len(mode)
     keys = {"icc_profile": "icc-profile-data", "orientation": "orientation"}
@@ -192,7 +189,7 @@ def _samples(image, name, about=None, region=None, top=0, height=None):
 def _read_jpeg(data, name, max_pixels):
     image = _open(pyvips.Image.jpegload_buffer, data)
     check_size(image.width, image.height, name, max_pixels)
-    if data.count(b"\xff\xda") > MAX_SCANS and _count_scans(data) > MAX_SCANS:
+    if _count_scans(data) > MAX_SCANS:
         raise UnreadableImage(f"{name}: has over {MAX_SCANS} scans, which take too long to decode; save it as PNG")
     yield _samples(image, name)
 
@@ -203,12 +200,12 @@ def _count_scans(data):
     # 00 is a byte of the data, D0-D7 are restarts within them
     while marker := re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])").search(data, position):
         if marker[1] == b"\xd9":
-            break
+            return scans
         scans += marker[1] == b"\xda"
         position = marker.end()
         if marker[1] not in b"\x01\xd8":
             position += int.from_bytes(data[position : position + 2], "big")
-    return scans
+    raise _EndsEarly
 
 
 def _read_tiff(data, name, max_pixels):
@@ -239,39 +236,6 @@ def _tiff_pages(data):
             position += struct.calcsize(offset)
         (position,) = struct.unpack_from(order + offset, data, position)
     return extras
-
-
-def _read_gif(data, name, max_pixels):
-    _check_gif(data, name)
-    image = _open(pyvips.Image.gifload_buffer, data, n=-1)
-    height = image.get("page-height") if image.get_typeof("page-height") else image.height
-    region = pyvips.Region.new(image)
-    for index in _chosen(image.height // height, image.width, height, name, max_pixels):
-        yield _samples(image, name, region=region, top=index * height, height=height)
-
-
-def _check_gif(data, name):
-    """Refuses files without their end, and those with so many frames that counting them takes a minute."""
-    frames = 0
-    try:
-        position = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)
-        while data[position] != 0x3B:
-            if data[position] == 0x21:
-                position += 2
-            elif data[position] == 0x2C:
-                frames += 1
-                flags = data[position + 9]
-                position += 11 + (6 << (flags & 7) if flags & 0x80 else 0)
-            else:  # browsers skip such bytes
-                position += 1
-                continue
-            while data[position]:
-                position += data[position] + 1
-            position += 1
-            if frames > MAX_FRAMES_PASSED:
-                raise UnreadableImage(f"{name}: has over {MAX_FRAMES_PASSED} frames; pass single frames")
-    except IndexError:
-        raise _EndsEarly from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- PNG
@@ -362,17 +326,80 @@ class _WholeFile(io.BytesIO):
         return data
 
 
+class _StrictDecoder:
+    """One of Pillow's decoders, whose errors are raised; Pillow, if so set, would show what came before them."""
+
+    def __init__(self, mode, name, *args):
+        self.decoder = Image._getdecoder(mode, name, args)
+
+    def decode(self, buffer):
+        consumed, error = self.decoder.decode(buffer)
+        if error < 0:
+            raise ValueError(f"decoder error {error}")
+        return consumed, error
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+
+Image.register_decoder("safeqwen_strict", _StrictDecoder)
+
+
 def _read_by_pillow(data, format, name, max_pixels):
+    if format == "GIF":
+        _check_gif(data, name)
     image = PILLOW[format](_WholeFile(data))
     if any(tile[0] in SLOW_DECODERS for tile in image.tile) and image.width * image.height > MAX_PIXELS_SLOW:
         size = f"{image.width} x {image.height} pixels"
         raise UnreadableImage(f"{name}: is {size}, over {MAX_PIXELS_SLOW} in a slow encoding; save it as PNG")
     if format == "AVIF" and (found := re.search(rb"colrnclx(.{4})", data, re.DOTALL)):
         image.info.setdefault("cicp", struct.unpack(">HH", found[1]))
-    for index in _chosen(getattr(image, "n_frames", 1), *image.size, name, max_pixels):
-        image.seek(index)
+    yield from pillow_frames(image, name, max_pixels)
+
+
+def pillow_frames(image, name, max_pixels):
+    """Yields the `Samples` of up to `MAX_FRAMES` frames of a `PIL.Image.Image`."""
+    animated = image.format != "MPO" and image.tell() == 0 and getattr(image, "is_animated", False)
+    count = image.n_frames if animated else 1
+    wanted = _chosen(count, *image.size, name, max_pixels)
+    # A GIF draws each frame on the one before; Pillow loads that too, but not by our rules.
+    for index in range(count) if image.format == "GIF" else wanted:
+        if count > 1:
+            image.seek(index)
+        check_size(*image.size, name, max_pixels)
+        image.tile = [_strict(tile) for tile in getattr(image, "tile", ())]
         image.load()
-        yield pillow_samples(image, name)
+        if index in wanted:
+            yield pillow_samples(image, name)
+
+
+def _strict(tile):
+    args = tile[3] if isinstance(tile[3], tuple) else () if tile[3] is None else (tile[3],)
+    return type(tile)("safeqwen_strict", tile[1], tile[2], (tile[0], *args))
+
+
+def _check_gif(data, name):
+    """Refuses files without their end, and those with so many frames that counting them takes a minute."""
+    frames = 0
+    try:
+        position = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)
+        while data[position] != 0x3B:
+            if data[position] == 0x21:
+                position += 2
+            elif data[position] == 0x2C:
+                frames += 1
+                flags = data[position + 9]
+                position += 11 + (6 << (flags & 7) if flags & 0x80 else 0)
+            else:  # browsers skip such bytes
+                position += 1
+                continue
+            while data[position]:
+                position += data[position] + 1
+            position += 1
+            if frames > MAX_FRAMES_PASSED:
+                raise UnreadableImage(f"{name}: has over {MAX_FRAMES_PASSED} frames; pass single frames")
+    except IndexError:
+        raise _EndsEarly from None
 
 
 def pillow_samples(image, name):

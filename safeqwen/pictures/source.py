@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from safeqwen.pictures.appearance import Samples, views
-from safeqwen.pictures.decode import MAX_PIXELS, check_size, decode, pillow_samples, refusals, signature
+from safeqwen.pictures.decode import MAX_PIXELS, check_size, decode, pillow_frames, refusals, signature
 from safeqwen.pictures.errors import UnreadableImage, check_bytes, one_line, printable, without_secrets
 from safeqwen.pictures.fetch import fetch
 
@@ -189,27 +189,27 @@ def _read_stream(stream, max_bytes):
 
 
 def _read_picture(image, max_bytes, max_pixels, one_paper):
-    """The views of a `PIL.Image.Image`: of its file where that is not decoded yet or has frames, else as it is."""
+    """The views of a `PIL.Image.Image`: of its file where that is not decoded yet, else as it is."""
     name = getattr(image, "filename", "") or f"<PIL image, {image.mode}, {image.width} x {image.height}>"
     name = printable(name)
-    frames = getattr(image, "is_animated", False)
-    if (getattr(image, "tile", None) or frames) and image.tell() == 0:
-        file = getattr(image, "fp", None)
-        if file is None or file.closed:
-            raise UnreadableImage(f"{name}: its file is closed; pass the path, or a copy() made while it was open")
-        with refusals(name):
+    file = getattr(image, "fp", None)
+    if getattr(image, "tile", None) and file is not None and not file.closed and image.tell() == 0:
+        with refusals(name):  # not decoded yet: from the file itself, by our rules
             position = file.tell()
             file.seek(0)
             data = file.read(max_bytes + 1)
             file.seek(position)
         return read_bytes(data, name=name, max_bytes=max_bytes, max_pixels=max_pixels, one_paper=one_paper)
-    check_size(*image.size, name, max_pixels)
-    with refusals(name):
-        image.load()
-        samples = pillow_samples(image, name)
-    if samples.colours.dtype == np.uint16:
-        _check_range(samples.colours, name, 4095, "multiply them by 16 if they have 12 bits")
-    return views(samples, one_paper)
+    seen = []
+    with refusals(name, remedy="pass the path, or a copy() of it made while its file was open"):
+        position = image.tell()
+        for samples in pillow_frames(image, name, max_pixels):
+            if samples.colours.dtype == np.uint16:
+                _check_range(samples.colours, name, 4095, "multiply them by 16 if they have 12 bits")
+            seen += views(samples, one_paper)
+        if image.tell() != position:
+            image.seek(position)
+    return seen
 
 
 def _read_array(array, max_pixels, one_paper):

@@ -19,9 +19,8 @@ from transformers import AutoProcessor
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.data.taxonomy import Taxonomy
 from safeqwen.hub.guard_safeqwen import GUARD
-from safeqwen.loading import load_base
+from safeqwen.loading import load_base, load_processor
 from safeqwen.publishing.record import load_run
-from safeqwen.loading import load_processor
 from safeqwen.training.run import load_model, train
 
 

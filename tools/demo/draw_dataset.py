@@ -188,7 +188,10 @@ def write_dataset(out, taxonomy, prompts, labelled=True, sides=IMAGE_SIDES, **st
                 print(f"drew {done} of {len(tasks)}", file=sys.stderr)
 
     if not labelled:
-        rows = [{key: None if "label" in key else value for key, value in row.items()} for row in rows]
+        rows = [
+            {key: None if key in ("safety_label", "picture_categories") else value for key, value in row.items()}
+            for row in rows
+        ]
     (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
