@@ -3,7 +3,8 @@
 import pytest
 from tiny import ROOT
 
-from safeqwen.training import read_config
+from safeqwen.training.arguments import read_config
+from tools.demo.muon import MuonTrainingArguments
 
 
 @pytest.mark.parametrize("name", ["own_guard", "own_lora"])
@@ -15,10 +16,9 @@ def test_the_settings_exist_and_agree_with_one_another(tmp_path, monkeypatch, na
     assert f"safeqwen train {file.relative_to(ROOT)} --output_dir" in file.read_text()
 
 
-def test_every_stage_of_the_build_has_its_configuration():
-    folder = ROOT / "tools" / "demo" / "configs"
-    for stage in ("vision", "text", "joint"):
-        told = (folder / f"{stage}.yaml").read_text()
-        assert (
-            f"python -m tools.demo.muon tools/demo/configs/{stage}.yaml --output_dir build/demo/runs/{stage}" in told
-        )
+@pytest.mark.parametrize(("stage", "rate"), [("vision", 0.03), ("text", 0.03), ("joint", 0.01)])
+def test_every_stage_of_the_build_has_its_configuration(stage, rate):
+    file = ROOT / "tools" / "demo" / "configs" / f"{stage}.yaml"
+    command = f"python -m tools.demo.muon {file.relative_to(ROOT)} --output_dir build/demo/runs/{stage}"
+    assert command in file.read_text()
+    assert read_config(file, ["--output_dir", "o"], MuonTrainingArguments).muon_learning_rate == rate

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from safeqwen.hub.modeling_safeqwen import GUARD
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.training.arguments import SafetyTrainingArguments, read_config
 from safeqwen.training.run import train
 from safeqwen.training.trainer import SafetyTrainer
