@@ -4,8 +4,8 @@ Decoding speed: `read_image` against an older copy of itself, on 12 megapixels a
     python -m benchmarks.pictures OLD.py [--rounds 9]
 
 OLD.py is a file with a `read_image`: `git show REVISION:safeqwen/images.py > old.py` gives what was there before
-`safeqwen/pictures`. Runs alternate in one process; the last line of output is one JSON object of medians in seconds and
-the median of the ratios new / old.
+`safeqwen/pictures`. Runs alternate in one process; the last line of output is one JSON object of medians in seconds
+and of the ratios new / old.
 """
 
 import argparse
