@@ -4,7 +4,8 @@ Decoded samples as a person sees them: 8 bits of sRGB, on paper, upright.
 - **Colours** are converted to sRGB as browsers do: by cICP (an AVIF's nclx too), else by the ICC profile, else by a
   PNG's gAMA and cHRM. HDR is mapped to the range of a plain screen. A profile that cannot be used is ignored; CMYK
   without one is converted plainly.
-- **16-bit** samples lose their lower byte: the full range stays, nothing is clipped.
+- **16-bit** samples lose their lower byte: the full range stays, nothing is clipped. Of 16-bit colours that byte is
+  gone before a gamma is applied.
 - **Transparency** may lie on any paper. Where white and black paper look different there is a view on each.
 - **Turned** as EXIF says.
 """
@@ -43,16 +44,15 @@ class Samples:
     One decoded frame.
 
     Args:
-        colours (`np.ndarray` of shape `(height, width)` or `(height, width, channels)`): uint8 or uint16.
-        mode (`str`): "L", "RGB" or "CMYK".
-        alpha (`np.ndarray` of shape `(height, width)`, *optional*): 0 is transparent; of the same dtype, or uint8.
+        colours (`PIL.Image.Image` of mode "L", "RGB" or "CMYK", or `np.ndarray` of shape `(height, width)`): the
+            array is uint16.
+        alpha (`PIL.Image.Image` of mode "L", *optional*): 0 is transparent.
         about (`dict`): what the file says of its look: "icc_profile" (`bytes`), "orientation" (1 to 8), "cicp" (code
             points), "srgb", "gamma" (`float`), "chromaticity" (8 floats as in `PRIMARIES`).
     """
 
-    colours: np.ndarray
-    mode: str
-    alpha: np.ndarray | None = None
+    colours: Image.Image | np.ndarray
+    alpha: Image.Image | None = None
     about: dict = field(default_factory=dict)
 
 
@@ -64,10 +64,10 @@ def views(samples, one_paper=False):
     one on white, or on black if next to nothing shows on white.
     """
     curve, profile = _colour_space(samples.about)
-    opaque = _to_srgb(picture_of(to_8_bits(samples.colours, curve), samples.mode), profile)
+    opaque = _to_srgb(_to_8_bits(samples.colours, curve), profile)
     seen = [opaque]
     if samples.alpha is not None:
-        alpha = picture_of(to_8_bits(samples.alpha), "L")
+        alpha = samples.alpha
         papers = [Image.new("RGB", opaque.size, colour) for colour in ("white", "black")]
         seen = [Image.composite(opaque, paper, alpha) for paper in papers]
         if 255 - alpha.getextrema()[0] < VISIBLE:
@@ -75,14 +75,10 @@ def views(samples, one_paper=False):
         elif one_paper:
             seen = seen[:1] if _shows(seen[0], papers[0]) or not _shows(seen[1], papers[1]) else seen[1:]
     turn = TURNS.get(samples.about.get("orientation"))
-    return [picture if turn is None else picture.transpose(turn) for picture in seen]
-
-
-def picture_of(samples, mode):
-    """A `PIL.Image.Image` of uint8 samples."""
-    height, width = samples.shape[:2]
-    picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(samples), "raw", mode, 0, 1)
-    return picture if mode != "RGB" else picture.copy() if picture.readonly else picture
+    seen = [picture.copy() if turn is None else picture.transpose(turn) for picture in seen]
+    for picture in seen:
+        picture.info = {}  # nobody turns it again
+    return seen
 
 
 def _shows(picture, paper):
@@ -108,13 +104,15 @@ def _colour_space(about):
     return curve, _profile_of(about.get("chromaticity"))
 
 
-def to_8_bits(samples, curve=None):
-    """Samples as uint8, through a curve from samples to light if there is one."""
+def _to_8_bits(colours, curve):
     if curve is None:
-        return samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8)
-    light = curve(np.linspace(0, 1, np.iinfo(samples.dtype).max + 1))
+        return Image.fromarray((colours >> 8).astype(np.uint8)) if isinstance(colours, np.ndarray) else colours
+    light = curve(np.linspace(0, 1, 2**16 if isinstance(colours, np.ndarray) else 256))
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
-    return np.rint(255 * encoded).astype(np.uint8)[samples]
+    table = np.rint(255 * encoded).astype(np.uint8)
+    if isinstance(colours, np.ndarray):
+        return Image.fromarray(table[colours])
+    return colours.point(table.tolist() * len(colours.getbands()))
 
 
 def _on_plain_screen(nits, peak):
@@ -145,7 +143,7 @@ CURVES = {
 
 def _profile_of(chromaticity):
     """An ICC profile like sRGB's with other primaries (`PRIMARIES`), or None."""
-    if chromaticity is None:
+    if chromaticity is None or min(chromaticity[1::2]) <= 0:
         return None
     x, y = np.array(chromaticity, dtype=float).reshape(4, 2).T
     try:
@@ -156,7 +154,7 @@ def _profile_of(chromaticity):
         scale = cones @ [0.9642, 1, 0.8249] / (cones @ white)
         primaries = np.linalg.solve(cones, scale[:, None] * (cones @ primaries))
         numbers = np.rint(primaries.T * 65536).astype(">i4")
-    except (ValueError, FloatingPointError, np.linalg.LinAlgError):
+    except np.linalg.LinAlgError:
         return None
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), numbers):

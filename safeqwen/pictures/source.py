@@ -10,8 +10,8 @@ import urllib.parse
 import numpy as np
 from PIL import Image
 
-from safeqwen.pictures.appearance import Samples, views
-from safeqwen.pictures.decode import MAX_PIXELS, check_size, decode, pillow_frames, refusals, signature
+from safeqwen.pictures.appearance import views
+from safeqwen.pictures.decode import MAX_PIXELS, decode, read_frames, refusals, signature
 from safeqwen.pictures.errors import UnreadableImage, check_bytes, one_line, printable, without_secrets
 from safeqwen.pictures.fetch import fetch
 
@@ -203,8 +203,8 @@ def _read_picture(image, max_bytes, max_pixels, one_paper):
     seen = []
     with refusals(name, remedy="pass the path, or a copy() of it made while its file was open"):
         position = image.tell()
-        for samples in pillow_frames(image, name, max_pixels):
-            if samples.colours.dtype == np.uint16:
+        for samples in read_frames(image, name, max_pixels):
+            if isinstance(samples.colours, np.ndarray):
                 _check_range(samples.colours, name, 4095, "multiply them by 16 if they have 12 bits")
             seen += views(samples, one_paper)
         if image.tell() != position:
@@ -227,7 +227,6 @@ def _read_array(array, max_pixels, one_paper):
         raise UnreadableImage(f"{name}: expected (H, W), (H, W, C) or (C, H, W); pass pictures one by one")
     if array.size == 0:
         raise UnreadableImage(f"{name}: is empty; pass a picture")
-    check_size(array.shape[1], array.shape[0], name, max_pixels)
     array = array if array.ndim == 3 else array[..., None]
     for part in (array[..., :3], array[..., 3:]):  # colours, alpha
         if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
@@ -237,7 +236,7 @@ def _read_array(array, max_pixels, one_paper):
         elif array.dtype.kind == "f":
             _check_range(part, name, 1 / 255, "were they divided by 255 twice?")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = array.astype(np.uint16)
+        array = (array >> 8).astype(np.uint8)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
@@ -249,10 +248,9 @@ def _read_array(array, max_pixels, one_paper):
         array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise UnreadableImage(f"{name}: expected uint8, bool, uint16 or floats in [0, 1]; convert it to uint8")
-    channels = array.shape[-1]
-    colours = array[..., 0] if channels == 1 else array[..., :3]
-    samples = Samples(colours, "L" if channels == 1 else "RGB", array[..., 3] if channels == 4 else None)
-    return views(samples, one_paper)
+    image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))
+    with refusals(name):
+        return [view for samples in read_frames(image, name, max_pixels) for view in views(samples, one_paper)]
 
 
 def _check_range(values, name, bound, remedy):

@@ -43,9 +43,11 @@ DISPLAY_P3 = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 def test_a_png_of_linear_light_is_brightened():
     # half the light is sRGB's 188: 255 x (1.055 x 0.5 ^ (1 / 2.4) - 0.055)
     assert shown((128, 128, 128), gamma(1)).tolist() == [188, 188, 188]
-    # a thousandth of the light is 12.92 x 0.001 x 255 = 3.3; in 8 bits it would be black
-    assert shown((66, 66, 66), gamma(1), depth=16).tolist() == [3, 3, 3]
-    assert shown((655, 655, 655), gamma(1), depth=16).tolist() == [25, 25, 25]  # 0.01: 0.0999 of 255
+    assert shown((32768,) * 3, gamma(1), depth=16).tolist() == [188, 188, 188]
+    grey = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 0, 0, 0, 0))
+    rows = zlib.compress((b"\0" + struct.pack(">H", 655) * 20) * 20)  # 0.01 of the light; its upper byte alone is 22
+    data = b"\x89PNG\r\n\x1a\n" + grey + gamma(1) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert read_image(data)[0].getpixel((0, 0)) == (25, 25, 25)  # 255 x 0.0999
 
 
 def test_gamma_holds_for_grey_and_palettes_and_frames_of_an_animation():

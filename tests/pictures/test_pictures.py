@@ -4,10 +4,8 @@ import base64
 import contextlib
 import http.server
 import io
-import multiprocessing
 import os
 import pickle
-import resource
 import struct
 import subprocess
 import sys
@@ -23,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from mutated import mutated_files
-from PIL import Image, ImageCms, ImageFile, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageSequence
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from safeqwen.pictures import MAX_FRAMES, UnreadableImage, read_image
@@ -422,7 +420,7 @@ def test_a_tiff_with_strips_for_half_of_its_rows_is_refused(pillow_setting):
     data = bytearray(encoded(DRAWING, "TIFF"))
     entry = data.index(struct.pack("<HHI", 278, 4, 1))
     data[entry + 8 : entry + 12] = struct.pack("<I", 48)  # rows per strip, with one strip
-    assert "ends before the picture does" in refusal(bytes(data))
+    assert "only a part" in refusal(bytes(data))
 
 
 def test_what_follows_the_end_of_a_picture_is_not_seen():
@@ -449,11 +447,7 @@ def test_a_user_may_lower_pillows_own_limit(monkeypatch):
 
 def test_compressed_text_does_not_fill_the_memory():
     bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 * 2**20), 9))
-    data = png(16, 16, bytes(49 * 16), before=bomb)
-    read_image(png(16, 16, bytes(49 * 16)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert pixel(read_image(data)[0]) == BLACK
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 2**10  # KiB
+    assert "MAX_TEXT_CHUNK" in refusal(png(16, 16, bytes(49 * 16), before=bomb))
 
 
 def test_surplus_data_in_a_png_are_not_inflated():
@@ -727,8 +721,7 @@ def test_colours_come_out_of_every_colour_space():
     assert b"Adobe" in inverted
     assert np.abs(np.subtract(pixel(read_image(inverted)[0]), RED)).max() < 5
     lab = Image.new("LAB", (20, 20), (255, 128, 128))  # full lightness, no colour
-    assert min(pixel(read_image(lab)[0])) >= 254
-    assert "save it as PNG" in refusal(encoded(lab, "TIFF"))  # which libvips 8.18 cannot read
+    assert min(pixel(read_image(encoded(lab, "TIFF"))[0])) >= 254
     assert pixel(read_image(Image.new("YCbCr", (20, 20), (76, 85, 255)))[0])[0] > 250
     assert pixel(read_image(Image.new("1", (20, 20), 1))[0]) == WHITE
     assert pixel(read_image(encoded(Image.new("1", (20, 20), 1)))[0]) == WHITE
@@ -985,37 +978,26 @@ def test_reading_leaves_warnings_alone(monkeypatch):
                 read_image(encoded(DRAWING, format))
                 warnings.filterwarnings("ignore", message=f"{format}{round}")  # as other libraries add theirs
         assert not caught
-        assert len(warnings.filters) == len(before) + 50
+        assert len(warnings.filters) <= len(before) + 50 + 1
         Image.open(io.BytesIO(encoded(DRAWING, "TIFF")))
         assert caught[-1].category is Image.DecompressionBombWarning
 
 
-def test_settings_of_pillow_and_libvips_stay_as_they_were():
+def test_pillows_settings_stay_as_they_were():
     program = """
 import warnings
-import pyvips
-from PIL import Image, ImageCms, ImageFile
-def settings():
-    return (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, [*warnings.filters],
-        pyvips.cache_get_max(), pyvips.cache_get_max_mem())
 import safeqwen
-before = settings()
+from PIL import Image, ImageCms, ImageFile
+before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, [*warnings.filters]
 from safeqwen.pictures import read_image
 read_image(Image.new("RGB", (20, 20)))
-assert settings() == before
+added = [f for f in warnings.filters if f not in before[3]]
+assert before[:3] == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK)
+(added,) = added
+assert not added[1].match("anybody's warning")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
-def test_a_forked_process_reads_on(format):
-    """libvips' own threads are gone there: a data loader's worker would wait for them for ever."""
-    data = encoded(draw("safe", seed=3, size=400), format)
-    expected = [frame.tobytes() for frame in read_image(data)]
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        frames = pool.apply_async(read_image, (data,)).get(timeout=20)
-    assert [frame.tobytes() for frame in frames] == expected
 
 
 # ----------------------------------------------------------------------------------------------------------- mutations
@@ -1030,7 +1012,7 @@ def test_mutated_files_are_the_same_each_time(tmp_path):
 
 
 def test_every_mutated_file_is_frames_or_a_refusal(tmp_path, monkeypatch):
-    outcomes, slowest, only_ours = Counter(), 0.0, []
+    outcomes, slowest = Counter(), 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in mutated_files(tmp_path):
@@ -1051,11 +1033,7 @@ def test_every_mutated_file_is_frames_or_a_refusal(tmp_path, monkeypatch):
                 monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    try:
-                        Image.open(path).load()
-                    except UnidentifiedImageError:
-                        only_ours.append(path.name)
-    assert only_ours == ["443-flip-head.tif"]  # a tag of the wrong type: libtiff finds every page whole
+                    Image.open(path).load()
     assert sum(outcomes.values()) == 500 and slowest < 5
     for format in (".png", ".jpg", ".webp", ".gif", ".bmp", ".tif"):
         refused = sum(n for (_, suffix, read), n in outcomes.items() if suffix == format and not read)
