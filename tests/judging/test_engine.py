@@ -1,12 +1,21 @@
 """The engine that pictures are judged by: which frames go together, what comes of a source that fails."""
 
 import itertools
+import threading
 
 import pytest
 import torch
 
 import safeqwen
-from safeqwen.judging.engine import MAX_ERRORS_IN_A_ROW, Engine, Frame, SourceFailed, is_out_of_memory, items_of
+from safeqwen.judging.engine import (
+    MAX_ERRORS_IN_A_ROW,
+    Engine,
+    Frame,
+    SourceFailed,
+    _Budget,
+    is_out_of_memory,
+    items_of,
+)
 from tools.demo.pictograms import draw
 
 
@@ -68,6 +77,20 @@ def test_a_source_that_fails_for_ever_ends():
     items = list(itertools.islice(items_of(Broken()), MAX_ERRORS_IN_A_ROW + 2))
     assert len(items) == MAX_ERRORS_IN_A_ROW + 1
     assert isinstance(items[-1], SourceFailed) and all(isinstance(item, OSError) for item in items[:-1])
+
+
+def test_the_picture_that_is_waited_for_needs_no_free_memory():
+    budget, started = _Budget(10), []
+    budget.take(11)
+    budget.want(3)
+    budget.wait(3)  # returns
+    later = threading.Thread(target=lambda: (budget.wait(4), started.append(4)), daemon=True)
+    later.start()
+    later.join(0.2)
+    assert not started
+    budget.want(4)
+    later.join(20)
+    assert started == [4]
 
 
 def test_only_a_want_of_memory_is_one():
