@@ -3,7 +3,7 @@
 import pytest
 from tiny import ROOT
 
-from safeqwen.training import read_config
+from safeqwen.training.arguments import read_config
 
 
 @pytest.mark.parametrize("name", ["own_guard", "own_lora"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from in_turn import cut_off
-from small_runs import CONFIGS, ROOT, arguments, assert_same_weights, build_trainer, write_rows
+from small_runs import ROOT, arguments, assert_same_weights, build_trainer, write_rows
 from torch.testing import assert_close
 
 from safeqwen.hub.modeling_safeqwen import GUARD
@@ -79,7 +79,7 @@ def test_muon_trains_the_matrices_within_the_towers_and_goes_on_where_it_was(tmp
 
 
 def test_the_published_configurations_of_the_demos_stages_are_read_with_their_rate():
-    files = [file for folder in (CONFIGS, ROOT / "tools" / "demo") for file in sorted(folder.glob("demo_*.yaml"))]
+    files = sorted((ROOT / "tools" / "demo" / "configs").glob("*.yaml"))
     stages = [file for file in files if "tools.demo.muon" in file.read_text()]
     rates = [read_config(file, ["--output_dir", "o"], MuonTrainingArguments).muon_learning_rate for file in stages]
     assert rates == [0.01, 0.03, 0.03]  # joint, text, vision
