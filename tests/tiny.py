@@ -16,7 +16,7 @@ from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
 
 
 ROOT = Path(__file__).parents[1]
-CODE_FILES = ("configuration_safeqwen.py", "modeling_safeqwen.py")
+CODE_FILES = tuple(sorted(file.name for file in ROOT.glob("*_safeqwen.py")))
 
 PAD, BOS, EOS = 0, 1, 2
 IMAGE, VIDEO, VISION_START, VISION_END = 110, 111, 112, 113
