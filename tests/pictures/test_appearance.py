@@ -44,6 +44,8 @@ def test_a_png_of_linear_light_is_brightened():
     # half the light is sRGB's 188: 255 x (1.055 x 0.5 ^ (1 / 2.4) - 0.055)
     assert shown((128, 128, 128), gamma(1)).tolist() == [188, 188, 188]
     assert shown((32768,) * 3, gamma(1), depth=16).tolist() == [188, 188, 188]
+    # with 0.5 it is the square, 0.252: 255 x (1.055 x 0.252 ^ (1 / 2.4) - 0.055)
+    assert shown((128, 128, 128), gamma(0.5)).tolist() == [137, 137, 137]
     grey = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 0, 0, 0, 0))
     rows = zlib.compress((b"\0" + struct.pack(">H", 655) * 20) * 20)  # 0.01 of the light; its upper byte alone is 22
     data = b"\x89PNG\r\n\x1a\n" + grey + gamma(1) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
