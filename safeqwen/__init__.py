@@ -6,7 +6,7 @@ from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneratio
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.prompt import plain_text
 from safeqwen.loading import DEMO_CHECKPOINT, load
-from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 
 
 __version__ = "0.1.0"
@@ -21,5 +21,6 @@ __all__ = [
     "UnreadableImage",
     "load",
     "plain_text",
+    "read_bytes",
     "read_image",
 ]
