@@ -41,7 +41,8 @@ judged).
   score     (number or null) its probability in [0, 1]
   unsafe    (number or null) 1 - p(safe); null too if the model has no category "safe"
   scores    (object or null) the probability of each category, in the model's order
-  frames    (number or null) how many frames of an animation were judged; 1 for a still picture
+  frames    (number or null) how many views were judged: the frames of an animation, each twice if it looks
+            different on white and on black paper
   answer    (string or null) with --ask; the same for all pictures with --together
   model     (string) as given, or "demo"
   error     (string or null) why there is no verdict; all fields above but image are then null

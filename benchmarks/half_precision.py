@@ -14,7 +14,7 @@ import torch
 
 import safeqwen
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.prompt import chat_prompt
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, draw
 
 

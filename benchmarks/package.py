@@ -10,7 +10,7 @@ import torch
 from benchmarks.measure import interleave, process_seconds, summarize, timed
 from benchmarks.models import build_inputs, build_models, build_processor
 from safeqwen import SafetyPipeline, read_image
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.prompt import chat_prompt
 
 
 BATCH_SIZE, NUM_WORKERS, MAX_PICTURE_TOKENS = 4, 2, 256

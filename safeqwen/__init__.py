@@ -4,9 +4,9 @@ from safeqwen.data.taxonomy import CATEGORIES, Category
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.pipeline import SafetyPipeline
-from safeqwen.judging.prompt import plain_text
 from safeqwen.loading import DEMO_CHECKPOINT, load
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
+from safeqwen.prompt import plain_text
 
 
 __version__ = "0.1.0"

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
+from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 
 
 # A tiny SafeQwen that knows drawn pictograms: for trying things out, not for moderation.
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
+GUARD_FILE = f"{GUARD}.safetensors"  # of a run that trained the guard alone
 
 
 def load(

@@ -11,10 +11,10 @@ from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.judging.engine import Engine, is_out_of_memory
-from safeqwen.judging.prompt import chat_prompt
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
 from safeqwen.loading import load
 from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.prompt import chat_prompt
 
 
 DEMO_WARNING = (
@@ -198,7 +198,7 @@ def _show_table(picture, categories, top):
     shown = [(categories[i], score) for i, score in zip(ids.tolist(), scores.tolist())][:num_shown]
     width = max(len(name) for name, _ in shown)
     num_frames = len(picture.frames)
-    print(printable(picture.image) + (f"  (the least safe of {num_frames} frames)" if num_frames > 1 else ""))
+    print(printable(picture.image) + (f"  (the least safe of {num_frames} views)" if num_frames > 1 else ""))
     block = "\N{FULL BLOCK}" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     for name, score in shown:
         print(f"  {name:{width}}  {score:6.1%}  {block * round(score * BAR_WIDTH)}".rstrip())

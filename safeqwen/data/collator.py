@@ -10,7 +10,7 @@ import torch
 from safeqwen.data.rows import IGNORED, has_label
 from safeqwen.data.sources import BadRow, load_picture
 from safeqwen.data.video import load_video
-from safeqwen.judging.prompt import plain_text
+from safeqwen.prompt import plain_text
 
 
 class SafetyCollator:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safeqwen.judging.prompt import prompt_ids
+from safeqwen.prompt import prompt_ids
 
 
 WINDOW = 4  # batches' worth of pictures that are looked at together, to batch those of similar size

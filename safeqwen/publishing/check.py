@@ -26,9 +26,9 @@ from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.prompt import chat_prompt, prompt_ids
 from safeqwen.loading import refuse_two_saves
 from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.prompt import chat_prompt, prompt_ids
 from safeqwen.publishing.export import RECORD
 from safeqwen.publishing.model_card import front_matter
 from safeqwen.publishing.record import load_run_model, read_run

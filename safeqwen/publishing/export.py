@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from safeqwen.files import whole_or_nothing, write_json
 from safeqwen.hub import CODE_FILES
-from safeqwen.judging.prompt import prompt_ids
 from safeqwen.processor import save_processor
+from safeqwen.prompt import prompt_ids
 from safeqwen.publishing.model_card import model_card, without_folders
 from safeqwen.publishing.record import ADAPTER_FILE, load_run, read_run
 

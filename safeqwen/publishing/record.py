@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from safeqwen.hub.guard_safeqwen import GUARD
-from safeqwen.loading import folder_digest, load_base
+from safeqwen.loading import GUARD_FILE, folder_digest, load_base
 
 
 RUN_FIELDS = (
@@ -53,7 +53,6 @@ RUN_FIELDS = (
     "metrics",
 )
 TUNINGS = ("lora", "full", "guard_only")
-GUARD_FILE = f"{GUARD}.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's name
 
 

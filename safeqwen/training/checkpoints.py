@@ -10,10 +10,9 @@ from safetensors.torch import load_file, save
 import safeqwen
 from safeqwen.files import write_json
 from safeqwen.hub.guard_safeqwen import GUARD
-from safeqwen.loading import folder_digest
+from safeqwen.loading import GUARD_FILE, folder_digest
 from safeqwen.processor import save_processor
 from safeqwen.provenance import git_commit, package_versions
-from safeqwen.publishing.record import GUARD_FILE
 
 
 BASE = ("base_model", "base_revision", "base_sha256", "safety_categories")

@@ -17,8 +17,8 @@ from safeqwen.data.rows import IGNORED, has_answer, has_label, read_rows
 from safeqwen.data.taxonomy import Taxonomy, read_taxonomy
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.guard_safeqwen import GUARD
-from safeqwen.judging.prompt import prompt_ids
 from safeqwen.loading import load_base, load_processor
+from safeqwen.prompt import prompt_ids
 from safeqwen.training.arguments import LANGUAGE_MODEL_LAYERS
 from safeqwen.training.checkpoints import begins_anew, checkpoint_to_resume, claim, describe, record, save_final
 from safeqwen.training.features import FeatureRows, FrozenBackbone, feature_rows, weights_digest

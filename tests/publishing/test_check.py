@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 import safeqwen.publishing.export as exporting
 from safeqwen import DEMO_CHECKPOINT, load
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
-from safeqwen.judging.prompt import chat_prompt
+from safeqwen.prompt import chat_prompt
 from safeqwen.publishing.export import export
 from safeqwen_cli import main
 from tools.demo.pictograms import draw

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT
-from safeqwen.judging.prompt import chat_prompt, plain_text
+from safeqwen.prompt import chat_prompt, plain_text
 from tools.demo.pictograms import draw
 
 
