@@ -24,12 +24,11 @@ try:
 except ImportError:  # transformers 4.x renames the tensors of released folders by `_checkpoint_conversion_mapping`
     conversion_mapping = None
 
+PARAMETERS = inspect.signature(Qwen2_5_VLModel.forward).parameters
 # transformers 5.3 on reads picture positions from mm_token_type_ids; before, the model found them in input_ids.
-TAKES_TOKEN_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.forward).parameters
-# transformers 5.x's `generate` encodes pictures before the prefill.
-TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in inspect.signature(Qwen2_5_VLModel.forward).parameters
+TAKES_TOKEN_TYPES = "mm_token_type_ids" in PARAMETERS
 # transformers 5.24 on calls the key-value cache `cache`.
-CACHE = "cache" if "cache" in inspect.signature(Qwen2_5_VLModel.forward).parameters else "past_key_values"
+CACHE = "cache" if "cache" in PARAMETERS else "past_key_values"
 # transformers 5.24 on returns what the vision tower gave, too, and has an output class with these fields.
 StockOutput = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)
 
@@ -39,14 +38,11 @@ def register_renames(cls):
     Teaches transformers 5.x the released names of our tensors. It looks them up by class name: without this the
     language model of a released folder would stay randomly initialised, behind plausible verdicts.
     """
-    for parent in ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"):  # 5.0-5.5 know the model type only
-        if (
-            conversion_mapping
-            and (renames := conversion_mapping.get_checkpoint_conversion_mapping(parent)) is not None
-        ):
-            # overwrite: every folder loaded with trust_remote_code imports this file anew
-            conversion_mapping.register_checkpoint_conversion_mapping(cls.__name__, renames, overwrite=True)
-            break
+    if conversion_mapping:
+        find = conversion_mapping.get_checkpoint_conversion_mapping
+        renames = find("Qwen2_5_VLForConditionalGeneration") or find("qwen2_5_vl")  # 5.0-5.5 know the model type only
+        # overwrite: every folder loaded with trust_remote_code imports this file anew
+        conversion_mapping.register_checkpoint_conversion_mapping(cls.__name__, renames, overwrite=True)
 
 
 def current_name(name):
@@ -60,12 +56,11 @@ def current_name(name):
 
 def check_tensors(model, state_dict, files):
     """Raises a RuntimeError if a tensor comes twice, or holds integers that 5.x would cast to weights in silence."""
-    parts = (
-        [state_dict] if state_dict else [modeling_utils.load_state_dict(f, map_location="meta") for f in files or ()]
-    )
+    read = modeling_utils.load_state_dict
+    parts = [state_dict] if state_dict else [read(file, map_location="meta") for file in files or ()]
     tensors = [(current_name(name), tensor) for part in parts for name, tensor in part.items()]
-    doubled = {name for name, count in Counter(name for name, _ in tensors).items() if count > 1}
-    _refuse(doubled, "come twice, under two names or in two files")
+    counts = Counter(name for name, _ in tensors)
+    _refuse({name for name in counts if counts[name] > 1}, "come twice, under two names or in two files")
     integers = {name for name, tensor in tensors if not tensor.is_floating_point() and not name.endswith(DIGEST)}
     _refuse({name for name in integers if not _is_quantized(model) or name.startswith(GUARD)}, "hold integers")
 

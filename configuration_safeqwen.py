@@ -25,8 +25,6 @@ AUTO_MAP = {
     **{f"AutoModel{suffix}": f"modeling_safeqwen.{ARCHITECTURE}" for suffix in AUTO_CLASSES},
     "AutoModelForImageClassification": "modeling_safeqwen.SafeQwen2_5_VLForImageClassification",
 }
-GUARD_FIELDS = ("safety_categories", "num_safety_categories", "safety_head_hidden_scale", "safety_num_hidden_layers")
-GUARD_FIELDS += ("safety_loss_lambda", "safety_prompt_ids")
 
 
 class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
@@ -55,6 +53,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     ):  # fmt: skip
         self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         super().__init__(**kwargs)
+        vars(self.text_config).pop("id2label", None)  # where 4.57 would look for ours
         # A checkpoint from the Hub names its repository here; but the code travels with every folder that is saved.
         self.auto_map = {**(auto_map or {}), **AUTO_MAP}
         self.safety_head_hidden_scale = safety_head_hidden_scale
@@ -62,14 +61,12 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         self.safety_loss_lambda = safety_loss_lambda
         self.safety_prompt_ids = safety_prompt_ids or {side: [*ids] for side, ids in RELEASED_PROMPT_IDS.items()}
         check_categories(self.safety_categories, num_safety_categories)
-        for name, lowest, kinds in (
-            ("safety_head_hidden_scale", 1e-9, (int, float)),
-            ("safety_num_hidden_layers", 0, int),
-            ("safety_loss_lambda", 0, (int, float)),
-        ):
-            value = getattr(self, name)
+        for name, lowest in (("head_hidden_scale", 1e-9), ("num_hidden_layers", 0), ("loss_lambda", 0)):
+            value = getattr(self, f"safety_{name}")
+            kinds = int if name == "num_hidden_layers" else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number (whole, of layers) from {lowest}, got {value!r}")
+                kind = "whole" if kinds is int else "finite"
+                raise ValueError(f"safety_{name} must be a {kind} number from {lowest}, got {value!r}")
 
     @property
     def num_safety_categories(self):
@@ -85,14 +82,6 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     def id2label(self, value):
         pass  # the library sets LABEL_0, LABEL_1, ...
 
-    @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        """As the parent's, with overrides of the guard's fields checked like the folder's own fields."""
-        override = {key: kwargs.pop(key) for key in [*kwargs] if key in GUARD_FIELDS}
-        if "safety_categories" in override:
-            override.setdefault("num_safety_categories", None)  # the folder's counts its own categories
-        return super().from_dict({**config_dict, **override}, **kwargs)
-
     def to_dict(self):
         """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
         fields = {**super().to_dict(), "num_safety_categories": self.num_safety_categories}
@@ -104,9 +93,8 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             if fields.get("dtype") is not None:
                 part["dtype"] = fields["dtype"]
         if text.get("rope_parameters"):  # transformers 5.x; 4.x knows these under other names or in another place
-            rope = dict(text["rope_parameters"])
-            text["rope_theta"] = rope.pop("rope_theta")
-            text["rope_scaling"] = rope
+            text["rope_scaling"] = dict(text["rope_parameters"])
+            text["rope_theta"] = text["rope_scaling"].pop("rope_theta")
             text["tie_word_embeddings"] = self.tie_word_embeddings
         return fields
 

@@ -6,7 +6,6 @@ Read `forward` first. `guard_safeqwen` holds the guard, and says when it may jud
 `compat_safeqwen` holds facts about versions of transformers.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 
-from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
-from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
-from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig, check_categories
+from .compat_safeqwen import CACHE, TAKES_TOKEN_TYPES, StockOutput, check_loaded, check_tensors  # isort: skip
+from .compat_safeqwen import current_name, register_renames, spare_guard  # isort: skip
+from .configuration_safeqwen import SafeQwen2_5_VLConfig, check_categories
 from .guard_safeqwen import DIGEST, GUARD, IGNORED, SafetyHead, arrange, check_labels, pool
 from .pictures_safeqwen import find_pictures, find_token_types
 
@@ -93,11 +92,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     _no_split_modules = [*(Qwen2_5_VLForConditionalGeneration._no_split_modules or ()), "SafetyHead"]
     _keys_to_ignore_on_load_missing = [rf"{GUARD}\.{DIGEST}"]  # released guards have none
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        register_renames(cls)
-
     def __init__(self, config):
+        register_renames(type(self))
         super().__init__(config)
         self.img_safety_head = SafetyHead(config)
         self.post_init()
@@ -138,26 +134,25 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if judge:
             self._check_request(input_ids, granularity, safety_labels, picture_categories)
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            if TAKES_ENCODED_PICTURES and mm_encoder_outputs and not has_pictures:  # `generate` has compared the grids
+            if mm_encoder_outputs and not has_pictures:  # encoded by `generate`
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
-            rows = sorted({picture.row for picture in pictures})
-            self._check_labels(safety_labels, picture_categories, rows, len(input_ids), len(pictures))
-            if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
-                raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
+            check_labels(
+                safety_labels, picture_categories, pictures, len(input_ids), self.config.num_safety_categories
+            )
+            if pictures and cache is not None and cache.get_seq_length() > 0:
+                raise ValueError("a verdict does not go with a kept cache: pass the whole prompt without it")
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
             derives = has_pictures and input_ids is not None
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
         if mm_encoder_outputs:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
-        # fmt: off
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
             video_grid_thw=video_grid_thw, second_per_grid_ts=second_per_grid_ts, use_cache=use_cache,
             return_dict=True, **{CACHE: cache}, **kwargs,
-        )
-        # fmt: on
+        )  # fmt: skip
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the last norm
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
@@ -173,14 +168,14 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 verdict = SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(input_ids), granularity))
                 verdict["img_safety_probs"] = verdict.img_safety_probs if ready else None
         if safety_labels is not None:
-            targets = safety_labels.to(scores.device).long()[rows]
+            targets = safety_labels.to(scores.device).long()[sorted({picture.row for picture in pictures})]
             if picture_categories is not None:
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
                 scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
             total = F.cross_entropy(
                 scores, targets, ignore_index=IGNORED, reduction="sum"
-            )  # a zero of no rows, for DDP
+            )  # of no rows: a zero, for DDP
             safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
@@ -226,12 +221,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if pictures:
             mask = None if attention_mask is None else attention_mask[rows, :length]
             prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
-            types = (
-                {"mm_token_type_ids": find_token_types(prompt["input_ids"], self.config)} if TAKES_TOKEN_TYPES else {}
-            )
-            grids = {name: pixels.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+            if TAKES_TOKEN_TYPES:
+                prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
+            grids = {name: pixels.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
             # Else the library keeps the positions on the module, where an answer in another thread needs its own.
-            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids, **types)
+            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
             outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **pixels)
             states = states.to(outputs.last_hidden_state)
             states[rows] = outputs.last_hidden_state
@@ -254,15 +248,14 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """
         kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
         args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
-        has_pictures = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
-        if TAKES_TOKEN_TYPES and has_pictures and input_ids is not None:  # as in forward
+        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
+        if TAKES_TOKEN_TYPES and input_ids is not None and any(part is not None for part in pixels):  # as in forward
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
         if not do_safety and safety_threshold is None:
             return super().generate(*args, **kwargs)
 
         self._check_request(input_ids, granularity)
         eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
-        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
         pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
         prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
         if safety_threshold is not None:
@@ -316,38 +309,24 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return logits
 
     def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
-        judges, no_ids = safety_labels is None, not isinstance(input_ids, torch.Tensor)
-        for wrong, what in (
-            (granularity not in GRANULARITIES, f"granularity must be one of {GRANULARITIES}, got {granularity!r}"),
-            (
-                judges and picture_categories is not None,
-                "picture_categories need safety_labels (-100: none) beside them",
-            ),
-            (
-                not judges and granularity != "prompt",
-                f"safety_labels go with granularity 'prompt', got {granularity!r}",
-            ),
-            (no_ids, "a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand"),
-        ):
-            if wrong:
-                raise ValueError(what)
-        if judges and self.training:
-            raise RuntimeError(
-                "in training mode dropout makes verdicts random: call model.eval(), or pass safety_labels"
-            )
-        if judges and (refusal := self.refusal()):
-            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
-
-    def _check_labels(self, safety_labels, picture_categories, rows, batch_size, num_pictures):
-        num_categories = self.config.num_safety_categories
-        if picture_categories is not None:
-            check_labels("picture_categories", picture_categories, num_pictures, num_categories)
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
+        if not isinstance(input_ids, torch.Tensor):
+            raise ValueError("a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand")
         if safety_labels is not None:
-            check_labels("safety_labels", safety_labels, batch_size, num_categories)
-            if bare := [
-                row for row, label in enumerate(safety_labels.tolist()) if label != IGNORED and row not in rows
-            ]:
-                raise ValueError(f"safety_labels name a category, but prompts {bare} hold no picture: use {IGNORED}")
+            if granularity != "prompt":
+                raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
+            return
+        if picture_categories is not None:
+            raise ValueError(
+                "picture_categories need safety_labels beside them: pass -100 for each prompt without one"
+            )
+        if self.training:
+            raise RuntimeError(
+                "dropout makes verdicts random in training mode: call model.eval(), or pass safety_labels"
+            )
+        if refusal := self.refusal():
+            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
     def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
@@ -357,27 +336,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), None)
 
+        refused = {"inputs_embeds": "pass input_ids", "mm_encoder_outputs": "pass pixel_values"}
+        refused |= dict.fromkeys(("assistant_model", "prefill_chunk_size"), "leave it out")
+        for name, remedy in refused.items():
+            if setting(name) is not None:
+                raise ValueError(f"a verdict does not go with {name}: {remedy}, or answer without do_safety")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        categories, eos_token_id = self.config.safety_categories, setting("eos_token_id")
-        is_bad = isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1
-        for wrong, what in (
-            (kwargs.get("inputs_embeds") is not None, "verdict does not go with inputs_embeds: pass input_ids"),
-            (kwargs.get("mm_encoder_outputs"), "verdict does not go with mm_encoder_outputs: pass pixel_values"),
-            (kwargs.get("assistant_model") is not None, "verdict does not go with an assistant_model: leave it out"),
-            (cache is not None and cache.get_seq_length(), "verdict does not go with a kept cache: leave it out"),
-            (setting("prefill_chunk_size"), "verdict does not go with prefill_chunk_size: leave it out"),
-            (threshold is not None and is_bad, f"safety_threshold must be a probability in [0, 1], got {threshold!r}"),
-            (threshold is not None and "safe" not in categories, f"safety_threshold needs 'safe' among {categories}"),
-            (threshold is not None and granularity == "patch", "safety_threshold judges no patches: pass 'image'"),
-            (
-                threshold is not None and eos_token_id is None,
-                "safety_threshold ends answers by eos_token_id: pass one",
-            ),
-            (threshold is not None and setting("prompt_lookup_num_tokens"), "safety_threshold with prompt lookup"),
-        ):
-            if wrong:
-                raise ValueError(f"{what} (see generate's documentation)")
-        return eos_token_id
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
+        if threshold is None:
+            return None
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise ValueError(f"safety_threshold must be a probability in [0, 1], got {threshold!r}")
+        if "safe" not in self.config.safety_categories:
+            raise ValueError(f"safety_threshold needs a category 'safe', but they are {self.config.safety_categories}")
+        if granularity == "patch":
+            raise ValueError("safety_threshold goes with granularity 'prompt' or 'image', got 'patch'")
+        if setting("prompt_lookup_num_tokens") is not None:
+            raise ValueError("safety_threshold does not go with prompt_lookup_num_tokens: leave out one of them")
+        if setting("eos_token_id") is None:
+            raise ValueError("safety_threshold ends answers by an eos_token_id, but none is set: pass one")
+        return setting("eos_token_id")
 
     # ---------------------------------------------------------------------------------------------- loading and saving
 
@@ -395,13 +374,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if getattr(model, "_hf_peft_config_loaded", False):  # 5.x would not tell what the base lacked
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
-        for name in GUARD_FIELDS:  # fields of the config that are given here are left in the other configuration, too
-            vars(model.generation_config).pop(name, None)
         head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
             options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
-            saved, _ = cls.config_class.get_config_dict(path, **options)
-            head.seal(cls.config_class.from_dict(saved).safety_categories)
+            saved = cls.config_class.from_pretrained(path, **options).safety_categories
+            if head.refusal(saved) is None:
+                head.seal(saved)
         if kwargs.get("ignore_mismatched_sizes") and head.refusal(model.config.safety_categories):
             head.start_anew(model.config.text_config.initializer_range)
         return (model, info) if output_loading_info else model
@@ -420,6 +398,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As the library's; weights of an earlier save in the folder, which would win over these, are removed."""
+        if kwargs.get("state_dict") is None and self.refusal() is None:  # a guard may be trained without the model
+            self.img_safety_head.seal(self.config.safety_categories)
         files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
         before = {file: file.stat().st_mtime_ns for file in files if file.exists()}
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -441,8 +421,6 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
         them, each under the prompt of `config.safety_prompt_ids`. `config.id2label` names the columns.
         """
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
-        if max(*before, *after) >= self.config.text_config.vocab_size:
-            raise ValueError("config.safety_prompt_ids exceed the vocabulary; set those of this model's chat template")
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
         inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
@@ -464,10 +442,9 @@ class Prefill(LogitsProcessor):
         """Keeps the verdict; of prompts that were repeated for beams or samples that of the first copy."""
         if not self.pictures:
             return
-        counts = Counter(range(self.batch_size) if self.granularity == "prompt" else [p.row for p in self.pictures])
-        copies = len(logits) // counts.total()
-        first = [copy == 0 for row in sorted(counts) for copy in range(copies) for _ in range(counts[row])]
-        logits = [scores for scores, is_first in zip(logits, first) if is_first]
+        rows = [*range(self.batch_size)] if self.granularity == "prompt" else [p.row for p in self.pictures]
+        copies = len(logits) // len(rows)  # of a prompt, and with it of what came for it, one behind the other
+        logits = [logits[number + (copies - 1) * rows.index(row)] for number, row in enumerate(rows)]
         if self.granularity == "patch":
             logits = [patches.reshape(*p.shape, -1) for patches, p in zip(logits, self.pictures)]
         self.verdict = SafeQwen2_5_VLVerdict.of(logits if self.granularity == "patch" else torch.stack(logits))
@@ -490,7 +467,5 @@ class Prefill(LogitsProcessor):
         flagged = self.flagged.to(scores.device).repeat_interleave(len(scores) // len(self.flagged))  # one a beam
         return torch.where(flagged[:, None], end, scores)
 
-
-register_renames(SafeQwen2_5_VLForConditionalGeneration)
 
 __all__ = ["SafeQwen2_5_VLForConditionalGeneration", "SafeQwen2_5_VLForImageClassification"]

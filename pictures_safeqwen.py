@@ -27,17 +27,13 @@ def find_token_types(input_ids, config):
 
 def find_pictures(input_ids, attention_mask, inputs, config):
     """
-    The pictures of a batch in the order of the prompts: a picture is a run of placeholders of one kind.
+    The pictures (`list[Picture]`) in the order of the prompts: a picture is a run of placeholders of one kind.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`)
         attention_mask (`torch.LongTensor` of the same shape, *optional*): those of other shapes are `generate`'s own.
-        inputs (`tuple` or `int`): pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of the still pictures,
-            and the same of the videos; or, of pictures that `generate` has encoded and compared with their grids, the
-            number (`int`) of their features.
-
-    Returns:
-        `list[Picture]`
+        inputs: pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of still pictures, and the same of videos; or
+            how many features (`int`) `generate` has encoded, of pictures that it found here before.
 
     Raises:
         ValueError: if pixels, grids and placeholders do not match one by one, or the mask hides placeholders.
