@@ -58,14 +58,12 @@ class SafetyHead(nn.Module):
             raise ValueError(f"cannot go on training: {reason}")
         self.categories_digest.copy_(_digest(categories))
 
-    @torch.no_grad()
     def declare(self, categories):
         """Seals the guard as trained for these names, whatever it was trained for."""
         if not self._is_trained():
-            self.mlp[-1].bias.add_(1e-4)  # the same for all columns: no probability moves
+            self.mlp[-1].bias.data.add_(1e-4)  # the same for all columns: no probability moves
         self.categories_digest.copy_(_digest(categories))
 
-    @torch.no_grad()
     def start_anew(self, std):
         """Draws the last layer anew: the guard is untrained, and may learn any categories."""
         nn.init.normal_(self.mlp[-1].weight, std=std)
@@ -86,10 +84,9 @@ def _digest(categories):
 
 def pool(hidden_states, pictures, granularity="prompt"):
     """
-    What the guard scores: float32 means, since a sum of a thousand fp16 tokens loses the tail.
-
     `(batch_size, sequence_length, hidden_size)` states and their `list[Picture]` -> `(prompts with a picture,
-    hidden_size)`, or by "image" `(num_pictures, hidden_size)`, or by "patch" the `(picture tokens, hidden_size)`.
+    hidden_size)`, or by "image" `(num_pictures, hidden_size)`, or by "patch" the `(picture tokens, hidden_size)`:
+    float32 means, since a sum of a thousand fp16 tokens loses the tail.
     """
     if not pictures:
         return hidden_states[:, :0].flatten(0, 1).float()  # no rows, but with a gradient, which DDP wants
@@ -113,8 +110,9 @@ def arrange(rows, pictures, batch_size, granularity="prompt"):
     return whole
 
 
-def check_labels(safety_labels, picture_categories, pictures, batch_size, num_categories):
-    """Raises a ValueError unless each prompt or picture has an integer in [0, num_categories), or -100 for none."""
+def check_labels(safety_labels, picture_categories, pictures, batch_size, config):
+    """Raises a ValueError unless each prompt or picture has the integer of a category, or -100 for none."""
+    known = f"{config.num_safety_categories} categories (0-{config.num_safety_categories - 1}, or -100 for none)"
     for name, labels, size, labelled in (
         ("safety_labels", safety_labels, batch_size, {picture.row for picture in pictures}),
         ("picture_categories", picture_categories, len(pictures), range(len(pictures))),
@@ -124,11 +122,7 @@ def check_labels(safety_labels, picture_categories, pictures, batch_size, num_ca
         kind = f"{getattr(labels, 'dtype', type(labels).__name__)} of shape {tuple(getattr(labels, 'shape', ()))}"
         if kind not in (f"torch.int64 of shape ({size},)", f"torch.int32 of shape ({size},)"):
             raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({size},), got {kind}")
-        given = {number: label for number, label in enumerate(labels.tolist()) if label != IGNORED}
-        if wrong := [label for label in given.values() if not 0 <= label < num_categories]:
-            raise ValueError(
-                f"{name} holds {wrong[0]}, but the config has {num_categories} categories (0-{num_categories - 1}, or "
-                "-100 for none); was the data labelled with another taxonomy?"
-            )
-        if bare := [number for number in given if number not in labelled]:
+        if wrong := {*labels.tolist()} - {IGNORED, *range(config.num_safety_categories)}:
+            raise ValueError(f"{name} holds {max(wrong)}, but the config has {known}: label by the names it lists")
+        if bare := [number for number in labels.ne(IGNORED).nonzero().flatten().tolist() if number not in labelled]:
             raise ValueError(f"{name} name a category, but prompts {bare} hold no picture: use -100 for them")

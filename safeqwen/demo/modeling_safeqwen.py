@@ -33,13 +33,7 @@ PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "vide
 
 @dataclass
 class SafeQwen2_5_VLVerdict(ModelOutput):
-    """
-    A verdict: both fields float32, `None` if there is no picture, and of the shapes that `guard` documents.
-
-    Args:
-        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`): scores.
-        img_safety_probs (the same): their softmax over the categories, in [0, 1].
-    """
+    """A verdict: float32 scores, and their softmax, of the shapes that `guard` documents; `None` without a picture."""
 
     img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
     img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
@@ -53,13 +47,9 @@ class SafeQwen2_5_VLVerdict(ModelOutput):
 @dataclass
 class SafeQwen2_5_VLCausalLMOutputWithPast(SafeQwen2_5_VLVerdict, StockOutput):
     """
-    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`.
-
-    Args:
-        safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
-            Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
-        picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
-            `picture_categories` are given): float32 scores of each picture by itself, in the order of the prompts.
+    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`;
+    `safety_loss`, of shape `()`, is the cross-entropy averaged over all labels that are not -100, 0 if there are none;
+    `picture_safety_logits`, of shape `(num_pictures, num_safety_categories)`, has the order of `picture_categories`.
     """
 
     rope_deltas: torch.LongTensor | None = None  # transformers 4.x
@@ -75,10 +65,8 @@ class SafeQwen2_5_VLGenerateOutput(SafeQwen2_5_VLVerdict, GenerateDecoderOnlyOut
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLVerdict, GenerateBeamDecoderOnlyOutput):
-    """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
-
-    safety_flagged: torch.BoolTensor | None = None
+class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLGenerateOutput, GenerateBeamDecoderOnlyOutput):
+    """The same, from a beam search."""
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -117,11 +105,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Args:
             do_safety (`bool`): judge the pictures among `input_ids`.
             granularity (`str`): what one verdict of `do_safety` is about, as in `guard`.
-            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): category of each prompt in
+            safety_labels (`torch.LongTensor` of shape `(batch_size,)`): category of each prompt in
                 [0, num_safety_categories), or -100 for none. Adds the safety loss, and the verdict; an untrained guard
                 gives logits alone, and in training mode only.
-            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*): beside them the category of
-                each picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
+            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`): beside them the category of each
+                picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
 
         Raises:
             RuntimeError: on `do_safety` alone in training mode, or if `refusal` has a reason.
@@ -133,15 +121,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
             self._check_request(input_ids, granularity, safety_labels, picture_categories)
+            if cache is not None and cache.get_seq_length() > 0:
+                raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            if mm_encoder_outputs and not has_pictures:  # encoded by `generate`
+            if mm_encoder_outputs:  # of `generate`
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
-            check_labels(
-                safety_labels, picture_categories, pictures, len(input_ids), self.config.num_safety_categories
-            )
-            if pictures and cache is not None and cache.get_seq_length() > 0:
-                raise ValueError("a verdict does not go with a kept cache: pass the whole prompt without it")
+            check_labels(safety_labels, picture_categories, pictures, len(input_ids), self.config)
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
             derives = has_pictures and input_ids is not None
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
@@ -195,8 +181,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                   patches; `(frames, rows, columns, num_safety_categories)` for a video.
             inputs: what the processor returns.
 
-        Returns:
-            [`SafeQwen2_5_VLVerdict`], or what `forward` raises.
+        Returns a [`SafeQwen2_5_VLVerdict`], and raises what `forward` does.
         """
         self._check_request(inputs.get("input_ids"), granularity)
         hidden_states, pictures = self.picture_states(**inputs)
@@ -242,9 +227,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 their worst picture with `granularity="image"`, end after the prefill. Implies `do_safety`.
             granularity (`str`): what one verdict is about, as in `guard`.
 
-        Returns:
-            [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary were
-            asked for; otherwise what the library returns. Raises what `forward` does.
+        Returns [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary
+        were asked for; otherwise what the library returns. Raises what `forward` does.
         """
         kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
         args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
@@ -282,8 +266,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             del model_kwargs["do_safety"], model_kwargs["granularity"]
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
-    # ------------------------------------------------------------------------------------------- what is not judged
-
     def refusal(self):
         """Why these weights cannot judge (`str`), or `None` if they can."""
         return self.img_safety_head.refusal(self.config.safety_categories)
@@ -302,9 +284,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled, self.config.safety_categories)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
+            what = "the features or scores of a picture are NaN or infinite, so there is no verdict"
             raise FloatingPointError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
-                "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+                f"{what}; in float16 it is an overflow: load with dtype=torch.bfloat16 or float32"
             )
         return logits
 
@@ -318,13 +300,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
             return
         if picture_categories is not None:
-            raise ValueError(
-                "picture_categories need safety_labels beside them: pass -100 for each prompt without one"
-            )
+            raise ValueError("picture_categories need safety_labels beside them: pass -100 for prompts without one")
         if self.training:
-            raise RuntimeError(
-                "dropout makes verdicts random in training mode: call model.eval(), or pass safety_labels"
-            )
+            raise RuntimeError("dropout makes verdicts random in training mode: call eval(), or pass safety_labels")
         if refusal := self.refusal():
             raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
@@ -341,9 +319,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         for name, remedy in refused.items():
             if setting(name) is not None:
                 raise ValueError(f"a verdict does not go with {name}: {remedy}, or answer without do_safety")
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
         if threshold is None:
             return None
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
@@ -357,8 +332,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if setting("eos_token_id") is None:
             raise ValueError("safety_threshold ends answers by an eos_token_id, but none is set: pass one")
         return setting("eos_token_id")
-
-    # ---------------------------------------------------------------------------------------------- loading and saving
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
@@ -376,10 +349,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
         head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
-            options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
-            saved = cls.config_class.from_pretrained(path, **options).safety_categories
-            if head.refusal(saved) is None:
-                head.seal(saved)
+            saved = cls.config_class.from_pretrained(path, **{o: kwargs[o] for o in HUB_OPTIONS if o in kwargs})
+            if head.refusal(saved.safety_categories) is None:
+                head.seal(saved.safety_categories)
         if kwargs.get("ignore_mismatched_sizes") and head.refusal(model.config.safety_categories):
             head.start_anew(model.config.text_config.initializer_range)
         return (model, info) if output_loading_info else model
@@ -400,12 +372,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """As the library's; weights of an earlier save in the folder, which would win over these, are removed."""
         if kwargs.get("state_dict") is None and self.refusal() is None:  # a guard may be trained without the model
             self.img_safety_head.seal(self.config.safety_categories)
-        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
-        before = {file: file.stat().st_mtime_ns for file in files if file.exists()}
         super().save_pretrained(save_directory, *args, **kwargs)
-        stale = [file for file in before if file.exists() and file.stat().st_mtime_ns == before[file]]
-        if len(stale) == 1 and all(file.exists() for file in files):
-            stale[0].unlink()
+        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
+        ages = sorted((file.stat().st_mtime_ns, file) for file in files if file.exists())
+        if len(ages) == 2 and ages[0][0] < ages[1][0]:
+            ages[0][1].unlink()
 
 
 class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneration):
