@@ -6,8 +6,7 @@ import pickle
 
 import pytest
 import torch
-from test_loading import INPUTS, assert_refuses, verdict
-from tiny import VERSION_4, build_guarded, for_stock, nested_config, write_released_folder
+from tiny import INPUTS, VERSION_4, assert_refuses, build_guarded, for_stock, verdict, write_released_folder
 from torch.testing import assert_close
 
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
@@ -78,7 +77,7 @@ def test_a_copy_judges_as_the_model_does(model, way):
 def test_a_copy_of_a_random_guard_does_not_judge(untrained, way):
     made = COPIES[way](untrained)
     for call in (lambda: made(**INPUTS, do_safety=True), lambda: made.guard(**INPUTS)):
-        with pytest.raises(RuntimeError, match="guard .* neither loaded nor trained"):
+        with pytest.raises(RuntimeError, match="guard .* never trained"):
             call()
 
 
@@ -98,7 +97,7 @@ def test_a_copy_in_the_midst_of_training_knows_what_was_trained(untrained, way):
     before_the_step = COPIES[way](copy.deepcopy(untrained))
     optimizer.step()
     after_the_step = COPIES[way](untrained)
-    assert_refuses(before_the_step.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(before_the_step.eval(), "guard .* never trained")
     assert verdict(after_the_step.eval()).isfinite().all()
 
 
@@ -106,7 +105,7 @@ def test_a_copy_in_the_midst_of_training_knows_what_was_trained(untrained, way):
 def test_a_copy_shares_nothing_with_the_model(untrained, model, way):
     trained = train_a_step(COPIES[way](untrained))
     assert verdict(trained).isfinite().all()
-    assert_refuses(untrained.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(untrained.eval(), "guard .* never trained")
     expected, made = verdict(model), COPIES[way](model)
     with torch.no_grad():
         made.img_safety_head.mlp[-1].weight.zero_()
@@ -178,4 +177,4 @@ def test_resized_embeddings_leave_verdict_and_logits_alone(tmp_path, model, stoc
 
 def test_resized_embeddings_do_not_make_a_guard(untrained):
     untrained.resize_token_embeddings(140)
-    assert_refuses(untrained, "guard .* neither loaded nor trained")
+    assert_refuses(untrained, "guard .* never trained")

@@ -6,8 +6,7 @@ import torch
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_loading import INPUTS, assert_refuses, rewrite
-from tiny import build_guarded, write_released_folder
+from tiny import INPUTS, assert_refuses, build_guarded, rewrite, write_released_folder
 from torch.testing import assert_close
 from transformers.integrations import peft as integration
 
@@ -122,16 +121,16 @@ def test_switching_adapters_switches_guard_and_text(tmp_path, state_dict):
 
 def test_the_trained_copy_judges_and_the_random_original_does_not(tmp_path, plain):
     wrapped = get_peft_model(load(plain), lora())
-    assert_refuses(wrapped.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(wrapped.eval(), "guard .* never trained")
     trained = outcome(train(wrapped))
     with wrapped.disable_adapter():
-        assert_refuses(wrapped, "guard .* neither loaded nor trained")
+        assert_refuses(wrapped, "guard .* never trained")
     assert_same(outcome(wrapped), trained, tolerance=0)
     wrapped.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load(plain), tmp_path / "adapter")
     assert_same(outcome(loaded), trained, tolerance=0)
     with loaded.disable_adapter():
-        assert_refuses(loaded, "guard .* neither loaded nor trained")
+        assert_refuses(loaded, "guard .* never trained")
     merged = loaded.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     assert_same(outcome(load(tmp_path / "merged")), outcome(merged), tolerance=0)
@@ -139,23 +138,23 @@ def test_the_trained_copy_judges_and_the_random_original_does_not(tmp_path, plai
 
 def test_merging_an_untrained_adapter_does_not_make_a_guard(tmp_path, plain):
     merged = get_peft_model(load(plain), lora()).merge_and_unload().eval()
-    assert_refuses(merged, "guard .* neither loaded nor trained")
+    assert_refuses(merged, "guard .* never trained")
     merged.save_pretrained(tmp_path / "merged")
-    assert_refuses(load(tmp_path / "merged"), "guard .* neither loaded nor trained")
+    assert_refuses(load(tmp_path / "merged"), "guard .* never trained")
 
 
 @pytest.mark.parametrize("base", ["plain", "guarded"])
 @pytest.mark.parametrize("way", ["peft", "transformers"])
 def test_an_adapter_whose_guard_was_never_trained_does_not_judge(tmp_path, plain, state_dict, base, way):
     wrapped = train(get_peft_model(load(plain), lora()), safety=False)
-    assert_refuses(wrapped, "guard .* neither loaded nor trained")
+    assert_refuses(wrapped, "guard .* never trained")
     wrapped.save_pretrained(tmp_path / "adapter")
     model = load(plain) if base == "plain" else build_guarded(state_dict)
     if way == "peft":
         model = PeftModel.from_pretrained(model, tmp_path / "adapter")
     else:
         model.load_adapter(tmp_path / "adapter")
-    assert_refuses(model, "guard .* neither loaded nor trained")
+    assert_refuses(model, "guard .* never trained")
 
 
 @pytest.mark.parametrize("base", ["plain", "guarded"])
@@ -176,7 +175,7 @@ def test_the_integration_of_transformers_loads_and_switches_the_guard_too(tmp_pa
         return
     model.disable_adapters()
     if base == "plain":
-        assert_refuses(model, "guard .* neither loaded nor trained")
+        assert_refuses(model, "guard .* never trained")
     else:
         assert_same(outcome(model), outcome(build_guarded(state_dict)), tolerance=0)
     model.enable_adapters()
@@ -193,7 +192,7 @@ def test_an_adapter_without_a_guard_keeps_that_of_the_base(tmp_path, plain, stat
     wrapped = train(get_peft_model(build_guarded(state_dict), lora(modules_to_save=None)))
     wrapped.save_pretrained(tmp_path / "adapter")
     assert_same(outcome(load_adapter(build_guarded(state_dict), tmp_path / "adapter")), outcome(wrapped), tolerance=0)
-    assert_refuses(load_adapter(load(plain), tmp_path / "adapter"), "guard .* neither loaded nor trained")
+    assert_refuses(load_adapter(load(plain), tmp_path / "adapter"), "guard .* never trained")
 
 
 def test_an_adapters_folder_given_for_a_models_does_not_judge_and_says_what_to_load(tmp_path, state_dict):
