@@ -65,12 +65,8 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             if type(value) not in (int, int if kind == "whole" else float) or not lowest <= value < float("inf"):
                 raise ValueError(f"safety_{name} must be a {kind} number from {lowest}, got {value!r}")
 
-    @property
-    def num_safety_categories(self):
-        """`int`: number of output columns of the guard."""
-        return len(self.safety_categories)
-
-    # `dict[int, str]`: the categories, where image classification looks for them; the library sets LABEL_0, LABEL_1
+    num_safety_categories = property(lambda self: len(self.safety_categories))  # output columns of the guard
+    # the categories where image classification looks for them; the library sets LABEL_0, LABEL_1, ...
     id2label = property(lambda self: dict(enumerate(self.safety_categories)), lambda self, value: None)
 
     def to_dict(self):
@@ -92,12 +88,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
 
 def check_categories(names, num_names=None):
     """Raises a ValueError unless `names` are two or more, all different, and `num_names` if that is given."""
-    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
+    if len({*names}) < max(2, len(names)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"safety_categories must be two or more names, none empty, none twice, got {names!r}")
     if num_names is not None and num_names != len(names):
         raise ValueError(f"num_safety_categories is {num_names}, but safety_categories are {len(names)}; leave it out")
-
-
-__all__ = ["SafeQwen2_5_VLConfig"]
