@@ -65,8 +65,7 @@ def check_loaded(model, info):
     guard = {name for name, _ in model.named_parameters() if name.startswith(GUARD)}
     has_guard = not (guard <= missing or mismatched & guard)  # the latter by ignore_mismatched_sizes=True
     _refuse(missing - (set() if has_guard else guard), "are missing")
-    surplus = _unexplained(info["unexpected_keys"], model)
-    _refuse(surplus, "are left over: the config names fewer layers than the weights hold, or others")
+    _refuse(_unexplained(info["unexpected_keys"], model), "are left over: the config names fewer layers, or others")
     _refuse(mismatched - guard, "have other shapes than the config says")
     return has_guard
 

@@ -29,7 +29,7 @@ AUTO_MAP = {
 
 class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     """
-    A Qwen2.5-VL configuration with a guard.
+    A Qwen2.5-VL configuration, nested or flat as released, with a guard.
 
     Args:
         safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20): name of each output column of the
@@ -40,7 +40,6 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
         safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's): token ids `"before"`
             and `"after"` the placeholders of a picture that is judged without text, for clients without a tokenizer.
-        kwargs: what `Qwen2_5_VLConfig` takes, nested or flat as released.
     """
 
     model_type = "qwen2_5_vl"  # for processors, PEFT, TRL and serving engines it is Qwen2.5-VL

@@ -129,8 +129,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
             derives = input_ids is not None and not (pixel_values is None and pixel_values_videos is None)
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
-        if mm_encoder_outputs:
-            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        kwargs |= {"mm_encoder_outputs": mm_encoder_outputs} if mm_encoder_outputs else {}
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
