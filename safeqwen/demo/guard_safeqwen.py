@@ -36,7 +36,7 @@ class SafetyHead(nn.Module):
         """`(..., hidden_size)` features -> `(..., num_safety_categories)` float32 logits. In training it is sealed."""
         if self.training and categories is not None:
             self.seal(categories)
-        return self.mlp(pooled.to(self.mlp[0].weight.dtype)).float()  # half-precision logits lose small probabilities
+        return self.mlp(pooled.to(self.mlp[-1].bias.dtype)).float()  # half-precision logits lose small probabilities
 
     def refusal(self, categories):
         """Why these weights cannot judge by these names (`str`), or `None` if they can."""
@@ -71,7 +71,7 @@ class SafetyHead(nn.Module):
     def _is_trained(self):
         last = self.mlp[-1]
         # Not last.bias: weights that are offloaded or sharded come to their place when their layer is called.
-        zeros = torch.zeros(1, last.in_features, dtype=self.mlp[0].weight.dtype, device=self.categories_digest.device)
+        zeros = torch.zeros(1, last.in_features, dtype=last.bias.dtype, device=self.categories_digest.device)
         return bool(last(zeros).any())
 
 

@@ -192,18 +192,19 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise TypeError(f"expected what the processor returns, got {sorted(unknown)}: leave them out")
         pictures = find_pictures(input_ids, attention_mask, [*map(given.get, PICTURE_INPUTS)], self.config)
         rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
-        states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
-        if pictures:  # prompts without one keep zeros
-            mask = None if attention_mask is None else attention_mask[rows, :length]
-            prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
-            if TAKES_TOKEN_TYPES:
-                prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
-            grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
-            # Else the library keeps the positions on the module, where an answer in another thread needs its own.
-            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
-            outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)
-            states = states.to(outputs.last_hidden_state)
-            states[rows] = outputs.last_hidden_state
+        if not pictures:
+            return torch.zeros(len(input_ids), 0, self.config.text_config.hidden_size), pictures
+        mask = None if attention_mask is None else attention_mask[rows, :length]
+        prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
+        if TAKES_TOKEN_TYPES:
+            prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
+        grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
+        # Else the library keeps the positions on the module, where an answer in another thread needs its own.
+        positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
+        outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)
+        found = outputs.last_hidden_state
+        states = found.new_zeros(len(input_ids), *found.shape[1:])  # prompts without a picture keep zeros
+        states[rows] = found
         return states, pictures
 
     def generate(self, *args, do_safety=False, safety_threshold=None, granularity="prompt", **kwargs):
