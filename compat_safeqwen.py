@@ -19,7 +19,7 @@ if TorchVersion("5.3.0") <= TorchVersion(transformers.__version__) < TorchVersio
     )
 try:
     from transformers import conversion_mapping
-except ImportError:  # transformers 4.x renames the tensors of released folders by `_checkpoint_conversion_mapping`
+except ImportError:  # 4.x renames the tensors of released folders by `_checkpoint_conversion_mapping`
     conversion_mapping = None
 
 PARAMETERS = inspect.signature(Qwen2_5_VLModel.forward).parameters
@@ -57,18 +57,17 @@ def check_tensors(model, state_dict, files):
 
 def check_loaded(model, info):
     """
-    Whether the checkpoint had a guard (`bool`), by the library's loading info; without one it is a base to train from.
-    Raises a RuntimeError if other tensors, or a part of the guard, are missing, left over or of other shapes.
+    Whether the checkpoint had a guard (`bool`), by the library's loading info. Raises a RuntimeError if other tensors,
+    or a part of the guard, are missing, left over or of other shapes.
     """
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}  # 4.x: names
     missing = {name for name in info["missing_keys"] if not name.endswith(DIGEST)}
     guard = {name for name, _ in model.named_parameters() if name.startswith(GUARD)}
-    starts_anew = guard <= missing or bool(mismatched & guard)  # the latter by ignore_mismatched_sizes=True
-    _refuse(missing - (guard if starts_anew else set()), "are missing")
-    surplus = _unexplained(info["unexpected_keys"], model)
-    _refuse(surplus, "are left over: the config names fewer layers than the weights hold, or others")
+    has_guard = not (guard <= missing or mismatched & guard)  # the latter by ignore_mismatched_sizes=True
+    _refuse(missing - (set() if has_guard else guard), "are missing")
+    _refuse(_unexplained(info["unexpected_keys"], model), "are left over: the config names fewer layers, or others")
     _refuse(mismatched - guard, "have other shapes than the config says")
-    return not starts_anew
+    return has_guard
 
 
 def _unexplained(names, model):

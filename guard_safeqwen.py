@@ -26,12 +26,9 @@ class SafetyHead(nn.Module):
         super().__init__()
         check_categories(config.safety_categories)  # those that `from_pretrained` was given were only set
         width = config.text_config.hidden_size
-        hidden = int(width * config.safety_head_hidden_scale)
-        layers = []
-        for _ in range(config.safety_num_hidden_layers):
-            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.1)]
-            width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, config.num_safety_categories))
+        widths = [width, *[int(width * config.safety_head_hidden_scale)] * config.safety_num_hidden_layers]
+        hidden = [(nn.Linear(*pair), nn.GELU(), nn.Dropout(0.1)) for pair in zip(widths, widths[1:])]
+        self.mlp = nn.Sequential(*sum(hidden, ()), nn.Linear(widths[-1], config.num_safety_categories))
         nn.init.zeros_(self.mlp[-1].bias)
         self.register_buffer(DIGEST, torch.zeros(32, dtype=torch.uint8))
 
@@ -39,16 +36,16 @@ class SafetyHead(nn.Module):
         """`(..., hidden_size)` features -> `(..., num_safety_categories)` float32 logits. In training it is sealed."""
         if self.training and categories is not None:
             self.seal(categories)
-        return self.mlp(pooled.to(self.mlp[0].weight.dtype)).float()  # half-precision logits lose small probabilities
+        return self.mlp(pooled.to(self.mlp[-1].bias.dtype)).float()  # half-precision logits lose small probabilities
 
     def refusal(self, categories):
         """Why these weights cannot judge by these names (`str`), or `None` if they can."""
         if not self._is_trained():
-            return "img_safety_head was never trained; load a SafeQwen checkpoint, or train it with safety_labels"
+            return "the guard img_safety_head was never trained: load SafeQwen weights, or train it with safety_labels"
         if self.categories_digest.any() and not torch.equal(self.categories_digest.cpu(), _digest(categories)):
             return (
-                f"img_safety_head was trained for other categories, or in another order, than {categories}; correct "
-                "the config, or load with ignore_mismatched_sizes=True to start a new guard, which then needs training"
+                f"the guard img_safety_head was trained for other categories, or in another order, than {categories}: "
+                "correct the config, or load with ignore_mismatched_sizes=True to start a new guard and train it"
             )
         return None
 
@@ -74,7 +71,7 @@ class SafetyHead(nn.Module):
     def _is_trained(self):
         last = self.mlp[-1]
         # Not last.bias: weights that are offloaded or sharded come to their place when their layer is called.
-        zeros = torch.zeros(1, last.in_features, dtype=self.mlp[0].weight.dtype, device=self.categories_digest.device)
+        zeros = torch.zeros(1, last.in_features, dtype=last.bias.dtype, device=self.categories_digest.device)
         return bool(last(zeros).any())
 
 

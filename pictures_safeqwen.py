@@ -53,8 +53,7 @@ def find_pictures(input_ids, attention_mask, inputs, config):
         patches, needed = 0 if pixels is None else len(pixels), sum(map(math.prod, grids))
         if patches != needed:
             raise ValueError(
-                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both as the "
-                "processor returned them"
+                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both uncut"
             )
         merged = [(t, h // merge, w // merge) for t, h, w in grids]
         expected, found = [*map(math.prod, merged)], [size for _, _, size, of in runs if of == kind]

@@ -29,7 +29,7 @@ AUTO_MAP = {
 
 class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     """
-    A Qwen2.5-VL configuration with a guard.
+    A Qwen2.5-VL configuration, nested or flat as released, with a guard.
 
     Args:
         safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20): name of each output column of the
@@ -40,7 +40,6 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
         safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's): token ids `"before"`
             and `"after"` the placeholders of a picture that is judged without text, for clients without a tokenizer.
-        kwargs: what `Qwen2_5_VLConfig` takes, nested or flat as released.
     """
 
     model_type = "qwen2_5_vl"  # for processors, PEFT, TRL and serving engines it is Qwen2.5-VL
@@ -65,12 +64,8 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             if type(value) not in (int, int if kind == "whole" else float) or not lowest <= value < float("inf"):
                 raise ValueError(f"safety_{name} must be a {kind} number from {lowest}, got {value!r}")
 
-    @property
-    def num_safety_categories(self):
-        """`int`: number of output columns of the guard."""
-        return len(self.safety_categories)
-
-    # `dict[int, str]`: the categories, where image classification looks for them; the library sets LABEL_0, LABEL_1
+    num_safety_categories = property(lambda self: len(self.safety_categories))  # output columns of the guard
+    # the categories where image classification looks for them; the library sets LABEL_0, LABEL_1, ...
     id2label = property(lambda self: dict(enumerate(self.safety_categories)), lambda self, value: None)
 
     def to_dict(self):
@@ -92,12 +87,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
 
 def check_categories(names, num_names=None):
     """Raises a ValueError unless `names` are two or more, all different, and `num_names` if that is given."""
-    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
+    if len({*names}) < max(2, len(names)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"safety_categories must be two or more names, none empty, none twice, got {names!r}")
     if num_names is not None and num_names != len(names):
         raise ValueError(f"num_safety_categories is {num_names}, but safety_categories are {len(names)}; leave it out")
-
-
-__all__ = ["SafeQwen2_5_VLConfig"]

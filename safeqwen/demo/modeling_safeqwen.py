@@ -2,8 +2,7 @@
 SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704), which maps the mean of the last hidden states
 over a prompt's picture tokens to one logit per safety category. Tokens and text logits stay the base model's.
 
-Read `forward` first. `guard_safeqwen` holds the guard, and says when it may judge; `pictures_safeqwen` finds pictures;
-`compat_safeqwen` holds facts about versions of transformers.
+Read `forward` first. `guard_safeqwen` has the guard and when it may judge, `compat_safeqwen` facts about transformers.
 """
 
 from dataclasses import dataclass
@@ -117,7 +116,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             ValueError: if pictures, placeholders, masks and labels do not fit together.
         """
         cache = past_key_values if cache is None else cache
-        has_pictures = pixel_values is not None or pixel_values_videos is not None
         judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
             self._check_request(input_ids, granularity, safety_labels, picture_categories)
@@ -129,10 +127,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
             check_labels(safety_labels, picture_categories, pictures, len(input_ids), self.config)
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
-            derives = has_pictures and input_ids is not None
+            derives = input_ids is not None and not (pixel_values is None and pixel_values_videos is None)
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
-        if mm_encoder_outputs:
-            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        kwargs |= {"mm_encoder_outputs": mm_encoder_outputs} if mm_encoder_outputs else {}
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
@@ -145,8 +142,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
         loss, verdict, safety = None, {}, {}
         if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         if judge:
             scores = self._score(pool(hidden_states, pictures, granularity))  # (prompts with a picture, categories)
             ready = self.refusal() is None
@@ -159,12 +155,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
                 scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
-            total = F.cross_entropy(
-                scores, targets, ignore_index=IGNORED, reduction="sum"
-            )  # of no rows: a zero, for DDP
-            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)
+            total = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)  # without labels a zero, for DDP
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
+
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return SafeQwen2_5_VLCausalLMOutputWithPast(loss=loss, logits=logits, **stock, **verdict, **safety)
 
@@ -191,29 +186,25 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(hidden_states), granularity))
 
     @torch.no_grad()
-    def picture_states(
-        self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **pixels
-    ):
-        """
-        The last hidden states `(batch_size, length, hidden_size)` up to the last picture, zeros for prompts without
-        one; and the pictures (`list[Picture]`). Takes what the processor returns.
-        """
-        if unknown := pixels.keys() - {*PICTURE_INPUTS}:
-            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}")
-        pictures = find_pictures(input_ids, attention_mask, [*map(pixels.get, PICTURE_INPUTS)], self.config)
+    def picture_states(self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **given):
+        """The last hidden states `(batch_size, length, hidden_size)` up to the last picture, and `list[Picture]`."""
+        if unknown := given.keys() - {*PICTURE_INPUTS}:
+            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}: leave them out")
+        pictures = find_pictures(input_ids, attention_mask, [*map(given.get, PICTURE_INPUTS)], self.config)
         rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
-        states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
-        if pictures:
-            mask = None if attention_mask is None else attention_mask[rows, :length]
-            prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
-            if TAKES_TOKEN_TYPES:
-                prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
-            grids = {name: pixels.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
-            # Else the library keeps the positions on the module, where an answer in another thread needs its own.
-            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
-            outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **pixels)
-            states = states.to(outputs.last_hidden_state)
-            states[rows] = outputs.last_hidden_state
+        if not pictures:
+            return torch.zeros(len(input_ids), 0, self.config.text_config.hidden_size), pictures
+        mask = None if attention_mask is None else attention_mask[rows, :length]
+        prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
+        if TAKES_TOKEN_TYPES:
+            prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
+        grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
+        # Else the library keeps the positions on the module, where an answer in another thread needs its own.
+        positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
+        outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)
+        found = outputs.last_hidden_state
+        states = found.new_zeros(len(input_ids), *found.shape[1:])  # prompts without a picture keep zeros
+        states[rows] = found
         return states, pictures
 
     def generate(self, *args, do_safety=False, safety_threshold=None, granularity="prompt", **kwargs):
@@ -249,7 +240,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
         kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
         output = super().generate(*args, **kwargs)
-        if isinstance(output, torch.Tensor):
+        if not isinstance(output, ModelOutput):
             if do_safety and not hasattr(prefill.streamer, "put_verdict"):
                 logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
             return output
@@ -257,8 +248,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         with_verdict = SafeQwen2_5_VLGenerateBeamOutput if is_beam else SafeQwen2_5_VLGenerateOutput
         return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
 
-    def prepare_inputs_for_generation(self, *args, prefill=None, **kwargs):
-        return super().prepare_inputs_for_generation(*args, **kwargs)  # forward has no business with `prefill`
+    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, prefill=None, **kwargs):  # keeps `prefill` back
+        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         if prefill := model_kwargs.pop("prefill", None):  # these are its outputs; later steps are the library's own
@@ -271,10 +262,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return self.img_safety_head.refusal(self.config.safety_categories)
 
     def mark_trained(self, categories=None):
-        """
-        Declares the guard trained, by its present names or by others (`list[str]`) for the same columns: to rename
-        categories, and after LoRA on the guard's own layers, which leaves its last bias at zero.
-        """
+        """Declares the guard trained for its names or new ones (`list[str]`): to rename, or after LoRA on itself."""
         categories = list(categories or self.config.safety_categories)
         check_categories(categories, self.config.num_safety_categories)
         self.img_safety_head.declare(categories)
@@ -285,9 +273,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         logits = self.img_safety_head(pooled, self.config.safety_categories)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
             what = "the features or scores of a picture are NaN or infinite, so there is no verdict"
-            raise FloatingPointError(
-                f"{what}; in float16 it is an overflow: load with dtype=torch.bfloat16 or float32"
-            )
+            raise FloatingPointError(f"{what}; in float16 this is an overflow: load as torch.bfloat16 or float32")
         return logits
 
     def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
@@ -314,11 +300,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), None)
 
-        refused = {"inputs_embeds": "pass input_ids", "mm_encoder_outputs": "pass pixel_values"}
-        refused |= dict.fromkeys(("assistant_model", "prefill_chunk_size"), "leave it out")
-        for name, remedy in refused.items():
+        for name in ("inputs_embeds", "mm_encoder_outputs", "assistant_model", "prefill_chunk_size"):
             if setting(name) is not None:
-                raise ValueError(f"a verdict does not go with {name}: {remedy}, or answer without do_safety")
+                raise ValueError(f"a verdict does not go with {name}: pass input_ids and pixel_values without it")
         if threshold is None:
             return None
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
@@ -336,9 +320,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """
-        As the library's, but weights that do not fit the config are refused (RuntimeError). A missing guard is left to
-        be trained; with `ignore_mismatched_sizes=True` one of other categories starts anew. A `quantization_config`
-        that is given here leaves guard and `lm_head` as they are.
+        As the library's, but weights that do not fit the config raise a RuntimeError; without a guard it is a base to
+        train. With `ignore_mismatched_sizes=True` a guard of other categories starts anew. Quantisers spare the guard.
         """
         path, config = pretrained_model_name_or_path, kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
@@ -362,10 +345,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # `save_pretrained` writes the released names, and Trainer resumes by load_state_dict(strict=False): without
-        # this it would take the guard of the checkpoint and leave the backbone as it is.
+        # Trainer resumes from the released names that `save_pretrained` writes, by load_state_dict(strict=False).
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[prefix + current_name(key.removeprefix(prefix))] = state_dict.pop(key)
+            if key == f"{prefix}{GUARD}.mlp.0.bias":  # a guard that was saved without a digest
+                state_dict.setdefault(f"{prefix}{GUARD}.{DIGEST}", torch.zeros(32, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -421,11 +405,9 @@ class Prefill(LogitsProcessor):
         self.verdict = SafeQwen2_5_VLVerdict.of(logits if self.granularity == "patch" else torch.stack(logits))
         if self.threshold is not None:
             unsafe = 1 - self.verdict.img_safety_probs[:, self.safe_column]
-            if self.granularity == "image":  # a prompt is as unsafe as the worst of its pictures
-                rows = torch.tensor([picture.row for picture in self.pictures], device=unsafe.device)
-                nothing = unsafe.new_full((self.batch_size,), float("nan"))
-                unsafe = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False)
-            self.flagged = unsafe >= self.threshold  # NaN rows: not flagged
+            # A prompt is as unsafe as the worst of its pictures; without one NaN, which is no threshold's.
+            nothing, rows = unsafe.new_full((self.batch_size,), float("nan")), torch.tensor(rows, device=unsafe.device)
+            self.flagged = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False) >= self.threshold
         if hasattr(self.streamer, "put_verdict"):
             self.streamer.put_verdict(self.verdict)
 
@@ -437,6 +419,3 @@ class Prefill(LogitsProcessor):
         end[:, self.eos_token_id] = 0.0
         flagged = self.flagged.to(scores.device).repeat_interleave(len(scores) // len(self.flagged))  # one a beam
         return torch.where(flagged[:, None], end, scores)
-
-
-__all__ = ["SafeQwen2_5_VLForConditionalGeneration", "SafeQwen2_5_VLForImageClassification"]
