@@ -24,6 +24,7 @@ except ImportError:  # 4.x renames the tensors of released folders by `_checkpoi
 
 PARAMETERS = inspect.signature(Qwen2_5_VLModel.forward).parameters
 TAKES_TOKEN_TYPES = "mm_token_type_ids" in PARAMETERS  # 5.3 on: picture positions are no more read from input_ids
+TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in PARAMETERS  # 5.x's `generate` encodes them before the prefill
 CACHE = "cache" if "cache" in PARAMETERS else "past_key_values"  # renamed in 5.24
 # transformers 5.24 on returns what the vision tower gave, too, and has an output class with these fields.
 StockOutput = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 
-from .compat_safeqwen import CACHE, TAKES_TOKEN_TYPES, StockOutput, check_loaded, check_tensors  # isort: skip
-from .compat_safeqwen import current_name, register_renames, spare_guard  # isort: skip
+from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
+from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
 from .configuration_safeqwen import SafeQwen2_5_VLConfig, check_categories
 from .guard_safeqwen import DIGEST, GUARD, IGNORED, SafetyHead, arrange, check_labels, pool
 from .pictures_safeqwen import find_pictures, find_token_types
@@ -122,7 +122,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             if cache is not None and cache.get_seq_length() > 0:
                 raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            if mm_encoder_outputs:  # of `generate`
+            if TAKES_ENCODED_PICTURES and mm_encoder_outputs:  # of `generate`
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
             check_labels(safety_labels, picture_categories, pictures, len(input_ids), self.config)
@@ -201,8 +201,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
         # Else the library keeps the positions on the module, where an answer in another thread needs its own.
         positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
-        outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)
-        found = outputs.last_hidden_state
+        found = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)[0]
         states = found.new_zeros(len(input_ids), *found.shape[1:])  # prompts without a picture keep zeros
         states[rows] = found
         return states, pictures
