@@ -7,6 +7,7 @@ from collections import Counter
 import transformers
 from torch.torch_version import TorchVersion
 from transformers import Qwen2_5_VLModel, modeling_outputs, modeling_utils
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.quantizers import AutoQuantizationConfig
 
 from .guard_safeqwen import DIGEST, GUARD
@@ -26,8 +27,9 @@ PARAMETERS = inspect.signature(Qwen2_5_VLModel.forward).parameters
 TAKES_TOKEN_TYPES = "mm_token_type_ids" in PARAMETERS  # 5.3 on: picture positions are no more read from input_ids
 TAKES_ENCODED_PICTURES = "mm_encoder_outputs" in PARAMETERS  # 5.x's `generate` encodes them before the prefill
 CACHE = "cache" if "cache" in PARAMETERS else "past_key_values"  # renamed in 5.24
-# transformers 5.24 on returns what the vision tower gave, too, and has an output class with these fields.
+# What stock's forward returns: in 5.24 on with what the vision tower gave, in 4.x with rope_deltas.
 StockOutput = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)
+StockOutput = getattr(modeling_qwen2_5_vl, "Qwen2_5_VLCausalLMOutputWithPast", StockOutput)
 
 
 def register_renames(cls):

@@ -51,7 +51,7 @@ class SafeQwen2_5_VLCausalLMOutputWithPast(SafeQwen2_5_VLVerdict, StockOutput):
     `picture_safety_logits`, of shape `(num_pictures, num_safety_categories)`, has the order of `picture_categories`.
     """
 
-    rope_deltas: torch.LongTensor | None = None  # transformers 4.x
+    rope_deltas: torch.LongTensor | None = None  # the backbone's, on some versions
     safety_loss: torch.FloatTensor | None = None
     picture_safety_logits: torch.FloatTensor | None = None
 
@@ -118,9 +118,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         cache = past_key_values if cache is None else cache
         judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
-            self._check_request(input_ids, granularity, safety_labels, picture_categories)
-            if cache is not None and cache.get_seq_length() > 0:
-                raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
+            self._check_request(input_ids, granularity, cache, safety_labels, picture_categories)
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
             if TAKES_ENCODED_PICTURES and mm_encoder_outputs:  # of `generate`
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
@@ -159,7 +157,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)  # without labels a zero, for DDP
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
-
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return SafeQwen2_5_VLCausalLMOutputWithPast(loss=loss, logits=logits, **stock, **verdict, **safety)
 
@@ -227,8 +224,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
         if not do_safety and safety_threshold is None:
             return super().generate(*args, **kwargs)
-
-        self._check_request(input_ids, granularity)
+        self._check_request(input_ids, granularity, kwargs.get("cache", kwargs.get("past_key_values")))
         eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
         pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
         prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
@@ -275,11 +271,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise FloatingPointError(f"{what}; in float16 this is an overflow: load as torch.bfloat16 or float32")
         return logits
 
-    def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
+    def _check_request(self, input_ids, granularity, cache=None, safety_labels=None, picture_categories=None):
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
         if not isinstance(input_ids, torch.Tensor):
             raise ValueError("a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
         if safety_labels is not None:
             if granularity != "prompt":
                 raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
@@ -287,7 +285,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         if picture_categories is not None:
             raise ValueError("picture_categories need safety_labels beside them: pass -100 for prompts without one")
         if self.training:
-            raise RuntimeError("dropout makes verdicts random in training mode: call eval(), or pass safety_labels")
+            raise RuntimeError("dropout makes verdicts random in training: call model.eval(), or pass safety_labels")
         if refusal := self.refusal():
             raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
