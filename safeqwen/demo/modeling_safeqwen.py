@@ -267,8 +267,9 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled, self.config.safety_categories)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
-            what = "the features or scores of a picture are NaN or infinite, so there is no verdict"
-            raise FloatingPointError(f"{what}; in float16 this is an overflow: load as torch.bfloat16 or float32")
+            raise FloatingPointError(
+                "no verdict: scores are NaN or infinite; if float16 overflowed, load as torch.bfloat16"
+            )
         return logits
 
     def _check_request(self, input_ids, granularity, cache=None, safety_labels=None, picture_categories=None):
@@ -327,6 +328,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if getattr(model, "_hf_peft_config_loaded", False):  # 5.x would not tell what the base lacked
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
+        for name in [name for name in vars(model.generation_config) if name.startswith("safety_")]:
+            delattr(model.generation_config, name)  # given here for the config, it is left there, too
         head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
             saved = cls.config_class.from_pretrained(path, **{o: kwargs[o] for o in HUB_OPTIONS if o in kwargs})
@@ -368,10 +371,7 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
 
     @can_return_tuple
     def forward(self, pixel_values, image_grid_thw, **kwargs):
-        """
-        `guard`'s logits `(num_pictures, num_safety_categories)`, float32, of pictures as the image processor returns
-        them, each under the prompt of `config.safety_prompt_ids`. `config.id2label` names the columns.
-        """
+        """`guard`'s float32 logits, `(num_pictures, num_safety_categories)`, by the prompt of `safety_prompt_ids`."""
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
