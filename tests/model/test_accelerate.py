@@ -78,9 +78,7 @@ def test_on_4_x_neither_stock_qwen_nor_we_load_all_of_a_model_to_disk(tmp_path, 
 
 @pytest.mark.parametrize("part", ["img_safety_head", "img_safety_head.mlp.3.bias", "model.norm"])
 @pytest.mark.parametrize("placement", MAPS)
-def test_a_placed_model_that_lacks_its_guard_does_not_judge_and_one_that_lacks_a_part_is_refused(
-    tmp_path, state_dict, placement, part
-):
+def test_a_placed_model_that_lacks_its_guard_does_not_judge_and_else_is_refused(tmp_path, state_dict, placement, part):
     folder = rewrite(write_released_folder(tmp_path / "released", state_dict), drop=[part])
     if part == "img_safety_head":
         placed = load(folder, offload_folder=tmp_path / "offload", **MAPS[placement])

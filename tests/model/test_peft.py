@@ -238,12 +238,13 @@ def test_an_adapter_of_twenty_other_names_does_not_judge_on_a_base_of_twenty(tmp
 
 def test_a_guard_trained_by_lora_on_its_own_layers_judges_once_it_is_declared_trained(tmp_path, plain):
     targets = f"({TARGETS})|img_safety_head\\.mlp\\.(0|3)"
-    wrapped = train(get_peft_model(load(plain), lora(target_modules=targets, modules_to_save=None)))
+    load(plain).save_pretrained(tmp_path / "base")  # LoRA's factors mean something on these random layers only
+    wrapped = train(get_peft_model(load(tmp_path / "base"), lora(target_modules=targets, modules_to_save=None)))
     assert_refuses(wrapped, "guard .* never trained")
     wrapped.save_pretrained(tmp_path / "adapter")
     wrapped.mark_trained()
     expected = outcome(wrapped)
-    loaded = PeftModel.from_pretrained(load(plain), tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
     assert_refuses(loaded, "guard .* never trained")
     merged = loaded.merge_and_unload()
     assert_refuses(merged, "guard .* never trained")
