@@ -1,113 +1,77 @@
 """
-SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704).
+SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704), which maps the mean of the last hidden states
+over a prompt's picture tokens to one logit per safety category. Tokens and text logits stay the base model's.
 
-The guard averages the last hidden states of a prompt's picture tokens and maps them to one logit per safety category.
-This file adds that, and nothing else, to transformers' Qwen2.5-VL: tokens and logits stay the base model's.
-
-Beside it: `guard_safeqwen` (the guard, and when it may judge), `pictures_safeqwen` (where pictures stand),
-`compat_safeqwen` (facts about versions of transformers), `configuration_safeqwen`. Read `forward` first.
+Read `forward` first. `guard_safeqwen` has the guard and when it may judge, `compat_safeqwen` facts about transformers.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .compat_safeqwen import (
-    CACHE,
-    TAKES_TOKEN_TYPES,
-    StockOutput,
-    check_loaded,
-    check_tensors,
-    current_name,
-    register_renames,
-    spare_guard,
-)
-from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig, check_categories
-from .guard_safeqwen import DIGEST, GUARD, SafetyHead, arrange, check_labels, pool, verdict_loss
+
+from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
+from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
+from .configuration_safeqwen import SafeQwen2_5_VLConfig, check_categories
+from .guard_safeqwen import DIGEST, GUARD, IGNORED, SafetyHead, arrange, check_labels, pool
 from .pictures_safeqwen import find_pictures, find_token_types
 
 
 logger = logging.get_logger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+GRANULARITIES = ("prompt", "image", "patch")
 PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
 
 @dataclass
 class SafeQwen2_5_VLVerdict(ModelOutput):
-    """
-    A verdict on pictures: both fields float32, and `None` when the batch holds none.
-
-    Args:
-        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`):
-            Scores, of the shape that `guard` documents for each granularity.
-        img_safety_probs (the same): softmax of the logits over the categories, in [0, 1].
-    """
+    """A verdict: float32 scores, and their softmax, of the shapes that `guard` documents; `None` without a picture."""
 
     img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
     img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
 
     @classmethod
     def of(cls, logits):
-        parts = [part.softmax(dim=-1) for part in (logits if isinstance(logits, list) else [logits])]
-        return cls(logits, parts if isinstance(logits, list) else parts[0])
+        is_list = isinstance(logits, list)
+        return cls(logits, [part.softmax(dim=-1) for part in logits] if is_list else logits.softmax(dim=-1))
 
 
 @dataclass
-class SafeQwen2_5_VLCausalLMOutputWithPast(StockOutput):
+class SafeQwen2_5_VLCausalLMOutputWithPast(SafeQwen2_5_VLVerdict, StockOutput):
     """
-    What Qwen2.5-VL's forward returns, and the verdict as in [`SafeQwen2_5_VLVerdict`]; without probabilities while the
-    guard is untrained.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, when `labels` or `safety_labels` are given):
-            Language-modelling loss + `safety_loss_lambda` * `safety_loss`, or the one of them that was asked for.
-        safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
-            Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
-        picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
-            `picture_categories` are given): float32 scores of each picture by itself, in the order of the prompts.
+    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`;
+    `safety_loss`, of shape `()`, is the cross-entropy averaged over all labels that are not -100, 0 if there are none;
+    `picture_safety_logits`, of shape `(num_pictures, num_safety_categories)`, has the order of `picture_categories`.
     """
 
-    rope_deltas: torch.LongTensor | None = None  # transformers 4.x
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    rope_deltas: torch.LongTensor | None = None  # the backbone's, on some versions
     safety_loss: torch.FloatTensor | None = None
     picture_safety_logits: torch.FloatTensor | None = None
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateOutput(GenerateDecoderOnlyOutput):
-    """
-    What `generate` returns with a verdict: also the fields of [`SafeQwen2_5_VLVerdict`], of the prefill, whatever the
-    beams or returned sequences; and `safety_flagged` (`torch.BoolTensor` of shape `(batch_size,)`, *optional*, when
-    `safety_threshold` is given): which prompts were stopped after the prefill.
-    """
+class SafeQwen2_5_VLGenerateOutput(SafeQwen2_5_VLVerdict, GenerateDecoderOnlyOutput):
+    """What `generate` returns with the prefill's verdict, whatever the beams or returned sequences."""
 
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    safety_flagged: torch.BoolTensor | None = None
+    safety_flagged: torch.BoolTensor | None = None  # (batch_size,): stopped after the prefill by `safety_threshold`
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
-    """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
-
-    img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    safety_flagged: torch.BoolTensor | None = None
+class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLGenerateOutput, GenerateBeamDecoderOnlyOutput):
+    """The same, from a beam search."""
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     """
-    Qwen2.5-VL with a guard over its pictures.
-
-    Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` on the same weights, to the bit; on transformers 5.x
-    it also places the pictures of inputs that come without `mm_token_type_ids`, which the library takes for text.
+    Qwen2.5-VL with a guard over its pictures. Without `do_safety` it is `Qwen2_5_VLForConditionalGeneration` to the
+    bit; on 5.x it also places the pictures of inputs without `mm_token_type_ids`, which the library takes for text.
     """
 
     config_class = SafeQwen2_5_VLConfig
@@ -115,11 +79,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     _no_split_modules = [*(Qwen2_5_VLForConditionalGeneration._no_split_modules or ()), "SafetyHead"]
     _keys_to_ignore_on_load_missing = [rf"{GUARD}\.{DIGEST}"]  # released guards have none
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        register_renames(cls)
-
     def __init__(self, config):
+        register_renames(type(self))
         super().__init__(config)
         self.img_safety_head = SafetyHead(config)
         self.post_init()
@@ -131,128 +92,88 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        video_grid_thw: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict | None = None,
-        cache=None,
-        do_safety: bool = False,
-        granularity: str = "prompt",
-        safety_labels: torch.LongTensor | None = None,
-        picture_categories: torch.LongTensor | None = None,  # Trainer would want "*labels" in every batch
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
+        video_grid_thw=None, mm_token_type_ids=None, second_per_grid_ts=None, logits_to_keep=0, cache=None,
+        mm_encoder_outputs=None, do_safety=False, granularity="prompt", safety_labels=None, picture_categories=None,
         **kwargs,
-    ):
+    ):  # fmt: skip
         """
         Qwen2.5-VL's forward, with a verdict on the prompt's pictures. Parameters that are not listed are Qwen2.5-VL's.
 
         Args:
             do_safety (`bool`): judge the pictures among `input_ids`.
             granularity (`str`): what one verdict of `do_safety` is about, as in `guard`.
-            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Category of each prompt in [0, num_safety_categories), or -100 for none. Adds `safety_loss` to the
-                loss, and the verdict; of an untrained guard logits alone, and in training mode only.
-            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*): beside `safety_labels`,
-                the category of each picture or video by itself, in the order of the prompts, or -100 for none.
+            safety_labels (`torch.LongTensor` of shape `(batch_size,)`): category of each prompt in
+                [0, num_safety_categories), or -100 for none. Adds the safety loss, and the verdict; an untrained guard
+                gives logits alone, and in training mode only.
+            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`): beside them the category of each
+                picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
 
         Raises:
-            RuntimeError: on `do_safety` alone in training mode, where dropout makes verdicts random, or if the guard
-                is untrained or was trained for other categories.
+            RuntimeError: on `do_safety` alone in training mode, or if `refusal` has a reason.
             FloatingPointError: outside of training, if the features or scores of a picture are not finite.
             ValueError: if pictures, placeholders, masks and labels do not fit together.
         """
         cache = past_key_values if cache is None else cache
         judge = do_safety or safety_labels is not None or picture_categories is not None
-        token_types = None if input_ids is None else find_token_types(input_ids, self.config)  # (batch, sequence)
         if judge:
-            self._check_request(input_ids, granularity, safety_labels, picture_categories)
-            encoded = pixel_values is None and pixel_values_videos is None and mm_encoder_outputs
-            inputs = None if encoded else (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            pictures = self._find_pictures(token_types, attention_mask, inputs)
-            self._check_labels(safety_labels, picture_categories, pictures, len(input_ids))
-            if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
-                raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
-
+            self._check_request(input_ids, granularity, cache, safety_labels, picture_categories)
+            pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+            if TAKES_ENCODED_PICTURES and mm_encoder_outputs:  # of `generate`
+                pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
+            pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
+            check_labels(safety_labels, picture_categories, pictures, len(input_ids), self.config)
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
-            has_pictures = pixel_values is not None or pixel_values_videos is not None
-            kwargs["mm_token_type_ids"] = token_types if has_pictures and input_ids is not None else mm_token_type_ids
-        if mm_encoder_outputs:
-            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+            derives = input_ids is not None and not (pixel_values is None and pixel_values_videos is None)
+            kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
+        kwargs |= {"mm_encoder_outputs": mm_encoder_outputs} if mm_encoder_outputs else {}
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
-            return_dict=True,
-            **{CACHE: cache},
-            **kwargs,
-        )
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw, second_per_grid_ts=second_per_grid_ts, use_cache=use_cache,
+            return_dict=True, **{CACHE: cache}, **kwargs,
+        )  # fmt: skip
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the last norm
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
 
-        loss, verdict, safety = None, SafeQwen2_5_VLVerdict(), {}
+        loss, verdict, safety = None, {}, {}
         if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         if judge:
             scores = self._score(pool(hidden_states, pictures, granularity))  # (prompts with a picture, categories)
             ready = self.refusal() is None
             if pictures and (ready or self.training):
                 verdict = SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(input_ids), granularity))
+                verdict["img_safety_probs"] = verdict.img_safety_probs if ready else None
         if safety_labels is not None:
             targets = safety_labels.to(scores.device).long()[sorted({picture.row for picture in pictures})]
             if picture_categories is not None:
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
-                scores = torch.cat([scores, alone])
-                safety["picture_safety_logits"] = alone if verdict else None
-            safety["safety_loss"] = verdict_loss(scores, targets)
+                scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
+            total = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)  # without labels a zero, for DDP
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
-            if not ready:
-                verdict.pop("img_safety_probs", None)
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return SafeQwen2_5_VLCausalLMOutputWithPast(loss=loss, logits=logits, **stock, **verdict, **safety)
 
     @torch.no_grad()
     def guard(self, granularity="prompt", **inputs):
         """
-        The verdict alone: no `lm_head`, no key-value cache, and nothing after the last picture is computed.
-
-        Attention is causal, so text after a picture could not move its verdict.
+        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal).
 
         Args:
-            granularity (`str`, *optional*, defaults to `"prompt"`): what one verdict is about.
+            granularity (`str`): what one verdict is about.
                 - `"prompt"`: fields of shape `(batch_size, num_safety_categories)`, NaN for prompts without a picture.
-                - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video pooled over its own tokens,
-                  in the order of the prompts.
-                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, in that order,
-                  over its merged patches; `(frames, rows, columns, num_safety_categories)` for a video.
-            inputs: what the processor returns, see `picture_states`.
+                - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video by itself, in their order.
+                - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, over its merged
+                  patches; `(frames, rows, columns, num_safety_categories)` for a video.
+            inputs: what the processor returns.
 
-        Returns:
-            [`SafeQwen2_5_VLVerdict`]
-
-        Raises:
-            RuntimeError, FloatingPointError, ValueError: as `forward`.
+        Returns a [`SafeQwen2_5_VLVerdict`], and raises what `forward` does.
         """
         self._check_request(inputs.get("input_ids"), granularity)
         hidden_states, pictures = self.picture_states(**inputs)
@@ -262,214 +183,143 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(hidden_states), granularity))
 
     @torch.no_grad()
-    def picture_states(
-        self,
-        input_ids,
-        attention_mask=None,
-        pixel_values=None,
-        image_grid_thw=None,
-        pixel_values_videos=None,
-        video_grid_thw=None,
-        second_per_grid_ts=None,
-        mm_token_type_ids=None,  # not needed
-    ):
-        """
-        The last hidden states up to the last picture, `(batch_size, length, hidden_size)`, and the pictures
-        (`list[Picture]`); rows without a picture are zeros.
-        """
-        token_types = find_token_types(input_ids, self.config)
-        inputs = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        pictures = self._find_pictures(token_types, attention_mask, inputs)
-        length = max((p.start + p.size for p in pictures), default=0)
-        rows = sorted({p.row for p in pictures})
-        states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
+    def picture_states(self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **given):
+        """The last hidden states `(batch_size, length, hidden_size)` up to the last picture, and `list[Picture]`."""
+        if unknown := given.keys() - {*PICTURE_INPUTS}:
+            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}: leave them out")
+        pictures = find_pictures(input_ids, attention_mask, [*map(given.get, PICTURE_INPUTS)], self.config)
+        rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
         if not pictures:
-            return states, pictures
-        grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
-        prompt = {"input_ids": input_ids[rows, :length]}
-        prompt["attention_mask"] = None if attention_mask is None else attention_mask[rows, :length]
-        types = {"mm_token_type_ids": token_types[rows, :length]} if TAKES_TOKEN_TYPES else {}
-        timing = {"second_per_grid_ts": second_per_grid_ts, **types}
-        position_ids, _ = self.model.get_rope_index(**prompt, **grids, **timing)  # else kept on the module for others
-        pixels = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
-        outputs = self.model(position_ids=position_ids, use_cache=False, **prompt, **pixels, **grids, return_dict=True)
-        states = states.to(outputs.last_hidden_state)
-        states[rows] = outputs.last_hidden_state
+            return torch.zeros(len(input_ids), 0, self.config.text_config.hidden_size), pictures
+        mask = None if attention_mask is None else attention_mask[rows, :length]
+        prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
+        if TAKES_TOKEN_TYPES:
+            prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
+        grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
+        # Else the library keeps the positions on the module, where an answer in another thread needs its own.
+        positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
+        found = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)[0]
+        states = found.new_zeros(len(input_ids), *found.shape[1:])  # prompts without a picture keep zeros
+        states[rows] = found
         return states, pictures
 
-    def _find_pictures(self, token_types, attention_mask, inputs):
-        return find_pictures(token_types, attention_mask, inputs, self.config.vision_config.spatial_merge_size)
+    def generate(self, *args, do_safety=False, safety_threshold=None, granularity="prompt", **kwargs):
+        """
+        Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
+
+        Args:
+            do_safety (`bool`): return the verdict. It needs `return_dict_in_generate=True`, or a `streamer` with a
+                method `put_verdict`, which is called with the [`SafeQwen2_5_VLVerdict`] before the first token.
+            safety_threshold (`float` in [0, 1], *optional*): prompts whose 1 - p(safe) is at least this, or that of
+                their worst picture with `granularity="image"`, end after the prefill. Implies `do_safety`.
+            granularity (`str`): what one verdict is about, as in `guard`.
+
+        Returns [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary
+        were asked for; otherwise what the library returns. Raises what `forward` does.
+        """
+        kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
+        args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
+        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
+        if TAKES_TOKEN_TYPES and input_ids is not None and any(part is not None for part in pixels):  # as in forward
+            kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
+        if not do_safety and safety_threshold is None:
+            return super().generate(*args, **kwargs)
+        self._check_request(input_ids, granularity, kwargs.get("cache", kwargs.get("past_key_values")))
+        eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
+        pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
+        prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
+        if safety_threshold is not None:
+            prefill.threshold, prefill.eos_token_id = safety_threshold, eos_token_id
+            prefill.safe_column = self.config.safety_categories.index("safe")
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), prefill])
+        # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
+        kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
+        output = super().generate(*args, **kwargs)
+        if not isinstance(output, ModelOutput):
+            if do_safety and not hasattr(prefill.streamer, "put_verdict"):
+                logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
+            return output
+        is_beam = isinstance(output, GenerateBeamDecoderOnlyOutput)
+        with_verdict = SafeQwen2_5_VLGenerateBeamOutput if is_beam else SafeQwen2_5_VLGenerateOutput
+        return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
+
+    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, prefill=None, **kwargs):  # keeps `prefill` back
+        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        if prefill := model_kwargs.pop("prefill", None):  # these are its outputs; later steps are the library's own
+            prefill.take(outputs.img_safety_logits)
+            del model_kwargs["do_safety"], model_kwargs["granularity"]
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def refusal(self):
+        """Why these weights cannot judge (`str`), or `None` if they can."""
+        return self.img_safety_head.refusal(self.config.safety_categories)
+
+    def mark_trained(self, categories=None):
+        """Declares the guard trained for its names or new ones (`list[str]`): to rename, or after LoRA on itself."""
+        categories = list(categories or self.config.safety_categories)
+        check_categories(categories, self.config.num_safety_categories)
+        self.img_safety_head.declare(categories)
+        self.config.safety_categories = categories
 
     def _score(self, pooled):
         """`(n, hidden_size)` features -> `(n, num_safety_categories)` float32 logits, finite outside of training."""
         logits = self.img_safety_head(pooled, self.config.safety_categories)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
             raise FloatingPointError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is an "
-                "overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+                "no verdict: scores are NaN or infinite; if float16 overflowed, load as torch.bfloat16"
             )
         return logits
 
-    # --------------------------------------------------------------------------------------------------- the answer
-
-    def generate(
-        self,
-        inputs=None,
-        generation_config=None,
-        logits_processor=None,
-        *args,
-        do_safety: bool = False,
-        safety_threshold: float | None = None,
-        granularity: str = "prompt",
-        **kwargs,
-    ):
-        """
-        Qwen2.5-VL's generate, to the token, with the verdict of the same prefill that starts the answer.
-
-        Args:
-            do_safety (`bool`): return the verdict; needs `return_dict_in_generate=True`, for tokens alone have no place
-                for it, or a `streamer` with a method `put_verdict`, which is called with the
-                [`SafeQwen2_5_VLVerdict`] before the first token.
-            safety_threshold (`float` in [0, 1], *optional*): prompts whose unsafe probability, 1 - p(safe), is at least
-                this end after the prefill, with the end-of-sequence token. Implies `do_safety`. With
-                `granularity="image"` that of the worst of a prompt's pictures counts.
-            granularity (`str`): what one verdict is about, as in `guard`.
-
-        Returns:
-            [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary were
-            asked for; otherwise what the library returns.
-
-        Raises:
-            RuntimeError, FloatingPointError, ValueError: as `forward`.
-            ValueError: if a verdict or `safety_threshold` does not go with the other arguments.
-        """
-        input_ids = kwargs.get("input_ids", inputs)
-        has_pictures = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
-        if TAKES_TOKEN_TYPES and has_pictures and input_ids is not None:  # as in forward
-            kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
-        if not do_safety and safety_threshold is None:
-            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
-
-        self._check_request(input_ids, granularity)
-        eos_token_id = self._check_generation(safety_threshold, granularity, generation_config, kwargs)
-        token_types = find_token_types(input_ids, self.config)
-        found = self._find_pictures(token_types, kwargs.get("attention_mask"), [*map(kwargs.get, PICTURE_INPUTS)])
-        prefill = Prefill(found, len(input_ids), granularity, kwargs.get("streamer"), safety_threshold)
-        if safety_threshold is not None:
-            prefill.safe_column = self.config.safety_categories.index("safe")
-            logits_processor = LogitsProcessorList([*(logits_processor or []), EndFlagged(prefill, eos_token_id)])
-        # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
-        kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
-        output = super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
-
-        if isinstance(output, torch.Tensor):
-            if do_safety and not hasattr(prefill.streamer, "put_verdict"):
-                logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
-            return output
-        beams = isinstance(output, GenerateBeamDecoderOnlyOutput)
-        with_verdict = SafeQwen2_5_VLGenerateBeamOutput if beams else SafeQwen2_5_VLGenerateOutput
-        return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
-
-    def prepare_inputs_for_generation(self, *args, prefill=None, **kwargs):
-        """As the library's."""
-        return super().prepare_inputs_for_generation(*args, **kwargs)
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
-        prefill = model_kwargs.pop("prefill", None)
-        if prefill is not None:  # these are its outputs; the steps after it are the library's own
-            prefill.take(outputs.img_safety_logits)
-            del model_kwargs["do_safety"], model_kwargs["granularity"]
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-
-    # ------------------------------------------------------------------------------------------- what is not judged
-
-    def refusal(self):
-        """Why these weights cannot judge (`str`), or `None` if they can."""
-        return self.img_safety_head.refusal(self.config.safety_categories)
-
-    def mark_trained(self):
-        """Declares the guard trained though its last bias is zero, as after LoRA on its own layers."""
-        self.img_safety_head.write_digest(self.config.safety_categories, declared=True)
-
-    def rename_categories(self, names):
-        """Gives the guard's columns other names (`list[str]`) for the same meanings, in their order."""
-        check_categories(names, self.config.num_safety_categories)
-        if refusal := self.refusal():
-            raise RuntimeError(f"nothing to rename: {refusal}")
-        self.img_safety_head.write_digest(names)
-        self.config.safety_categories = list(names)
-
-    def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
-        if granularity not in ("prompt", "image", "patch"):
-            raise ValueError(f"granularity must be 'prompt', 'image' or 'patch', got {granularity!r}")
-        if safety_labels is None and picture_categories is not None:
-            raise ValueError("picture_categories need safety_labels beside them: -100 for prompts that have none")
-        if safety_labels is not None and granularity != "prompt":
-            raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
+    def _check_request(self, input_ids, granularity, cache=None, safety_labels=None, picture_categories=None):
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
         if not isinstance(input_ids, torch.Tensor):
             raise ValueError("a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand")
-        if safety_labels is None and self.training:
-            raise RuntimeError(
-                "in training mode dropout makes verdicts random: call model.eval() first; in a training step pass "
-                "safety_labels, and the logits come with the loss"
-            )
-        if safety_labels is None and (refusal := self.refusal()):
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
+        if safety_labels is not None:
+            if granularity != "prompt":
+                raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
+            return
+        if picture_categories is not None:
+            raise ValueError("picture_categories need safety_labels beside them: pass -100 for prompts without one")
+        if self.training:
+            raise RuntimeError("dropout makes verdicts random in training: call model.eval(), or pass safety_labels")
+        if refusal := self.refusal():
             raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
-    def _check_labels(self, safety_labels, picture_categories, pictures, batch_size):
-        rows = {picture.row for picture in pictures}
-        if safety_labels is not None:
-            has_picture = [row in rows for row in range(batch_size)]
-            check_labels("safety_labels", safety_labels, has_picture, self.config.num_safety_categories)
-        if picture_categories is not None:
-            each = [True] * len(pictures)
-            check_labels("picture_categories", picture_categories, each, self.config.num_safety_categories)
-
-    def _check_generation(self, threshold, granularity, generation_config, kwargs):
+    def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
-        configs = (generation_config, self.generation_config)
 
         def setting(name):
+            configs = (kwargs.get("generation_config"), self.generation_config)
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), None)
 
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        categories, eos_token_id = self.config.safety_categories, setting("eos_token_id")
-        is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-        assisted = setting("prompt_lookup_num_tokens") or kwargs.get("assistant_model") is not None
-        for wrong, what in (
-            (kwargs.get("inputs_embeds") is not None, "a verdict does not go with inputs_embeds: pass input_ids"),
-            (kwargs.get("mm_encoder_outputs"), "a verdict does not go with mm_encoder_outputs: pass pixel_values"),
-            (kwargs.get("assistant_model") is not None, "a verdict does not go with assistant_model: leave it out"),
-            (cache is not None and cache.get_seq_length(), "a verdict does not go with a kept cache: leave it out"),
-            (setting("prefill_chunk_size"), "a verdict does not go with prefill_chunk_size: leave it out"),
-        ):
-            if wrong:
-                raise ValueError(what)
-        for wrong, what in (
-            (not is_number or not 0 <= threshold <= 1, f"must be a probability in [0, 1], got {threshold!r}"),
-            ("safe" not in categories, f"is compared with 1 - p(safe), but no category is 'safe': {categories}"),
-            (granularity == "patch", "judges prompts or images, not patches: pass granularity='image'"),
-            (eos_token_id is None, "ends flagged answers with eos_token_id, but none is set: pass one"),
-            (assisted, "does not go with assisted decoding, which looks at the scores before the verdict is there"),
-        ):
-            if wrong and threshold is not None:
-                raise ValueError(f"safety_threshold {what}")
-        return eos_token_id
-
-    # ---------------------------------------------------------------------------------------------- loading and saving
+        for name in ("inputs_embeds", "mm_encoder_outputs", "assistant_model", "prefill_chunk_size"):
+            if setting(name) is not None:
+                raise ValueError(f"a verdict does not go with {name}: pass input_ids and pixel_values without it")
+        if threshold is None:
+            return None
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise ValueError(f"safety_threshold must be a probability in [0, 1], got {threshold!r}")
+        if "safe" not in self.config.safety_categories:
+            raise ValueError(f"safety_threshold needs a category 'safe', but they are {self.config.safety_categories}")
+        if granularity == "patch":
+            raise ValueError("safety_threshold goes with granularity 'prompt' or 'image', got 'patch'")
+        if setting("prompt_lookup_num_tokens") is not None:
+            raise ValueError("safety_threshold does not go with prompt_lookup_num_tokens: leave out one of them")
+        if setting("eos_token_id") is None:
+            raise ValueError("safety_threshold ends answers by an eos_token_id, but none is set: pass one")
+        return setting("eos_token_id")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """
-        As the library's, but a backbone that is not whole is refused. A missing guard is left to be trained; with
-        `ignore_mismatched_sizes=True` a guard of other categories starts anew.
-
-        A `quantization_config` that is given here is applied to everything but the guard and `lm_head`.
-
-        Raises:
-            RuntimeError: if weights and config do not fit together.
-            ValueError: if the path is an adapter's.
+        As the library's, but weights that do not fit the config raise a RuntimeError; without a guard it is a base to
+        train. With `ignore_mismatched_sizes=True` a guard of other categories starts anew. Quantisers spare the guard.
         """
         path, config = pretrained_model_name_or_path, kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
@@ -478,14 +328,14 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if getattr(model, "_hf_peft_config_loaded", False):  # 5.x would not tell what the base lacked
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
-        for name in GUARD_FIELDS:  # fields of the config that are given here are left in the other configuration, too
-            vars(model.generation_config).pop(name, None)
-        head, categories = model.img_safety_head, model.config.safety_categories
+        for name in [name for name in vars(model.generation_config) if name.startswith("safety_")]:
+            delattr(model.generation_config, name)  # given here for the config, it is left there, too
+        head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
-            options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
-            saved, _ = cls.config_class.get_config_dict(path, **options)
-            head.seal(cls.config_class.from_dict(saved).safety_categories)
-        if head.refusal(categories) and kwargs.get("ignore_mismatched_sizes"):
+            saved = cls.config_class.from_pretrained(path, **{o: kwargs[o] for o in HUB_OPTIONS if o in kwargs})
+            if head.refusal(saved.safety_categories) is None:
+                head.seal(saved.safety_categories)
+        if kwargs.get("ignore_mismatched_sizes") and head.refusal(model.config.safety_categories):
             head.start_anew(model.config.text_config.initializer_range)
         return (model, info) if output_loading_info else model
 
@@ -495,20 +345,22 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # `save_pretrained` writes the released names, and Trainer resumes by load_state_dict(strict=False): without
-        # this it would take the guard of the checkpoint and leave the backbone as it is.
+        # Trainer resumes from the released names that `save_pretrained` writes, by load_state_dict(strict=False).
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[prefix + current_name(key.removeprefix(prefix))] = state_dict.pop(key)
+            if key == f"{prefix}{GUARD}.mlp.0.bias":  # a guard that was saved without a digest
+                state_dict.setdefault(f"{prefix}{GUARD}.{DIGEST}", torch.zeros(32, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As the library's; weights of an earlier save in the folder, which would win over these, are removed."""
-        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
-        before = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+        if kwargs.get("state_dict") is None and self.refusal() is None:  # a guard may be trained without the model
+            self.img_safety_head.seal(self.config.safety_categories)
         super().save_pretrained(save_directory, *args, **kwargs)
-        stale = [file for file in before if file.exists() and file.stat().st_mtime_ns == before[file]]
-        if len(stale) == 1 and all(file.exists() for file in files):
-            stale[0].unlink()
+        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
+        ages = sorted((file.stat().st_mtime_ns, file) for file in files if file.exists())
+        if len(ages) == 2 and ages[0][0] < ages[1][0]:
+            ages[0][1].unlink()
 
 
 class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneration):
@@ -518,83 +370,49 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
     main_input_name = "pixel_values"
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, image_grid_thw: torch.LongTensor, **kwargs):
-        """
-        `guard`'s logits of pictures, each under the prompt of `config.safety_prompt_ids`.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`), image_grid_thw
-                (`torch.LongTensor` of shape `(num_pictures, 3)`): as the image processor returns them.
-
-        Returns:
-            [`~transformers.modeling_outputs.ImageClassifierOutput`] with float32 `logits` of shape
-            `(num_pictures, num_safety_categories)`; `config.id2label` names the columns.
-        """
+    def forward(self, pixel_values, image_grid_thw, **kwargs):
+        """`guard`'s float32 logits, `(num_pictures, num_safety_categories)`, by the prompt of `safety_prompt_ids`."""
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
-        if max(*before, *after) >= self.config.text_config.vocab_size:
-            raise ValueError("config.safety_prompt_ids exceed the vocabulary; set those of this model's chat template")
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
-        masks = [torch.ones_like(row) for row in rows]
-        inputs = [torch.nn.utils.rnn.pad_sequence(part, True).to(pixel_values.device) for part in (rows, masks)]
-        ids, mask = inputs
-        verdict = self.guard(
-            input_ids=ids, attention_mask=mask, pixel_values=pixel_values, image_grid_thw=image_grid_thw
-        )
+        inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
+        inputs = {name: pad_sequence(part, True).to(pixel_values.device) for name, part in inputs.items()}
+        verdict = self.guard(**inputs, pixel_values=pixel_values, image_grid_thw=image_grid_thw)
         return ImageClassifierOutput(logits=verdict.img_safety_logits)
 
 
-@dataclass
-class Prefill:
-    """What a call of `generate` wants of its prefill, and the verdict that comes of it. It travels with the call."""
+class Prefill(LogitsProcessor):
+    """What one call of `generate` wants of its prefill, and the verdict that comes of it; it travels with the call."""
 
-    pictures: list
-    batch_size: int
-    granularity: str
-    streamer: object = None
-    threshold: float | None = None
-    safe_column: int | None = None
-    verdict: SafeQwen2_5_VLVerdict = field(default_factory=SafeQwen2_5_VLVerdict)
-    flagged: torch.BoolTensor | None = None  # (batch_size,)
+    threshold = flagged = None  # flagged: (batch_size,) bools
+
+    def __init__(self, pictures, batch_size, granularity, streamer):
+        self.pictures, self.batch_size, self.granularity, self.streamer = pictures, batch_size, granularity, streamer
+        self.verdict = SafeQwen2_5_VLVerdict()
 
     def take(self, logits):
         """Keeps the verdict; of prompts that were repeated for beams or samples that of the first copy."""
         if not self.pictures:
             return
-        counts = Counter(range(self.batch_size) if self.granularity == "prompt" else [p.row for p in self.pictures])
-        copies = len(logits) // counts.total()
-        first = [copy == 0 for row in sorted(counts) for copy in range(copies) for _ in range(counts[row])]
-        logits = [scores for scores, is_first in zip(logits, first) if is_first]
+        rows = [*range(self.batch_size)] if self.granularity == "prompt" else [p.row for p in self.pictures]
+        copies = len(logits) // len(rows)  # of a prompt, and with it of what came for it, one behind the other
+        logits = [logits[number + (copies - 1) * rows.index(row)] for number, row in enumerate(rows)]
         if self.granularity == "patch":
             logits = [patches.reshape(*p.shape, -1) for patches, p in zip(logits, self.pictures)]
         self.verdict = SafeQwen2_5_VLVerdict.of(logits if self.granularity == "patch" else torch.stack(logits))
         if self.threshold is not None:
             unsafe = 1 - self.verdict.img_safety_probs[:, self.safe_column]
-            if self.granularity == "image":  # a prompt is as unsafe as the worst of its pictures
-                rows = torch.tensor([picture.row for picture in self.pictures], device=unsafe.device)
-                nothing = unsafe.new_full((self.batch_size,), float("nan"))
-                unsafe = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False)
-            self.flagged = unsafe >= self.threshold  # NaN rows: not flagged
+            # A prompt is as unsafe as the worst of its pictures; without one NaN, which is no threshold's.
+            nothing, rows = unsafe.new_full((self.batch_size,), float("nan")), torch.tensor(rows, device=unsafe.device)
+            self.flagged = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False) >= self.threshold
         if hasattr(self.streamer, "put_verdict"):
             self.streamer.put_verdict(self.verdict)
 
-
-class EndFlagged(LogitsProcessor):
-    """Leaves the prompts that the prefill flagged nothing to say but the end of the sequence."""
-
-    def __init__(self, prefill, eos_token_id):
-        self.prefill, self.eos_token_id = prefill, eos_token_id
-
     def __call__(self, input_ids, scores):
-        if self.prefill.flagged is None:
+        """Leaves the prompts that were flagged nothing to say but the end of the sequence."""
+        if self.flagged is None:
             return scores
         end = torch.full_like(scores, -float("inf"))
         end[:, self.eos_token_id] = 0.0
-        flagged = self.prefill.flagged.to(scores.device)
-        flagged = flagged.repeat_interleave(scores.shape[0] // flagged.shape[0])  # one a beam
+        flagged = self.flagged.to(scores.device).repeat_interleave(len(scores) // len(self.flagged))  # one a beam
         return torch.where(flagged[:, None], end, scores)
-
-
-register_renames(SafeQwen2_5_VLForConditionalGeneration)
-
-__all__ = ["SafeQwen2_5_VLForConditionalGeneration", "SafeQwen2_5_VLForImageClassification"]

@@ -25,24 +25,16 @@ def find_token_types(input_ids, config):
     return input_ids.eq(config.image_token_id) * IMAGE + input_ids.eq(config.video_token_id) * VIDEO
 
 
-def find_pictures(token_types, attention_mask, inputs, spatial_merge_size):
+def find_pictures(input_ids, attention_mask, inputs, config):
     """
-    The pictures of a batch in the order of the prompts: a picture is a run of placeholders of one kind.
+    The pictures (`list[Picture]`) in the order of the prompts: a picture is a run of placeholders of one kind.
 
-    Args:
-        token_types (`torch.LongTensor` of shape `(batch_size, sequence_length)`): see `find_token_types`.
-        attention_mask (`torch.LongTensor` of the same shape, *optional*): those of other shapes are `generate`'s own.
-        inputs (`tuple`, *optional*): pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of the still pictures,
-            and the same of the videos. Without them runs are not compared with grids: `generate` encodes pictures
-            before the prefill, and has compared them before that.
-        spatial_merge_size (`int`): patches that become one token, in each direction.
-
-    Returns:
-        `list[Picture]`
-
-    Raises:
-        ValueError: if pixels, grids and placeholders do not match one by one, or the mask hides placeholders.
+    `inputs` are pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of stills, and the same of videos; or
+    the number of features (`int`) that `generate` has encoded, of pictures that it found here before. A mask that has
+    not the shape of `input_ids`, `(batch_size, sequence_length)`, is `generate`'s own. Raises a ValueError if pixels,
+    grids and placeholders do not match one by one, or the mask hides placeholders.
     """
+    token_types, merge = find_token_types(input_ids, config), config.vision_config.spatial_merge_size
     if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == token_types.shape:
         if bool((attention_mask.eq(0) & token_types.gt(TEXT)).any()):
             raise ValueError("attention_mask is 0 on picture tokens, which would hide part of a picture")
@@ -51,7 +43,9 @@ def find_pictures(token_types, attention_mask, inputs, spatial_merge_size):
     starts = (before.ne(after) & after.ne(TEXT)).nonzero().tolist()
     ends = (before.ne(after) & before.ne(TEXT)).nonzero().tolist()
     runs = [(row, first, end - first, int(token_types[row, first])) for (row, first), (_, end) in zip(starts, ends)]
-    if inputs is None:
+    if isinstance(inputs, int):
+        if inputs != (placeholders := sum(size for _, _, size, _ in runs)):
+            raise ValueError(f"{placeholders} placeholders of pictures, but {inputs} encoded features came for them")
         return [Picture(row, first, size, (size,)) for row, first, size, _ in runs]
     shapes = {}
     for kind, name, pixels, grids in ((IMAGE, "image", *inputs[:2]), (VIDEO, "video", *inputs[2:])):
@@ -59,10 +53,9 @@ def find_pictures(token_types, attention_mask, inputs, spatial_merge_size):
         patches, needed = 0 if pixels is None else len(pixels), sum(map(math.prod, grids))
         if patches != needed:
             raise ValueError(
-                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both as the "
-                "processor returned them"
+                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both uncut"
             )
-        merged = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in grids]
+        merged = [(t, h // merge, w // merge) for t, h, w in grids]
         expected, found = [*map(math.prod, merged)], [size for _, _, size, of in runs if of == kind]
         if expected != found:
             raise ValueError(

@@ -12,15 +12,17 @@ import sys
 JUDGE = """\
 Judge pictures, and answer a question about each with --ask.
 
-For each picture a table of the categories above 10 %, from the same pass that starts the answer. The verdict is the
-model's estimate, not a decision: choose what to do about it on your own data.
+For each picture a table of the categories above 10 %. Every frame is judged by itself, whether or not there is a
+question, and a picture of several frames is as unsafe as its least safe frame. The verdict on a still picture comes
+from the same pass that starts the answer; an animation, and pictures --together, take a pass a frame more. The verdict
+is the model's estimate, not a decision: choose what to do about it on your own data.
 """
 
 TRAIN = """\
 Fine-tune a SafeQwen or a plain Qwen2.5-VL, or train a guard alone, as a YAML file says.
 
-The settings are transformers' TrainingArguments and those of safeqwen.training.SafetyTrainingArguments. With several
-processes: accelerate launch -m safeqwen train CONFIG.yaml
+The settings are transformers' TrainingArguments and this package's: safeqwen train CONFIG.yaml --help lists them. With
+several processes: accelerate launch -m safeqwen train CONFIG.yaml
            torchrun --nproc-per-node N -m safeqwen train CONFIG.yaml
 
 exit codes: 0 the run has ended and its folder is whole; 2 wrong settings, data that cannot be trained on, or a full
@@ -29,8 +31,9 @@ disk: the reason is on stderr.
 
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
-judged all the same); 2 wrong usage, or the model could not be loaded; 3 with --fail-on-unsafe, a picture was judged
-unsafe (whether or not another could not be judged).
+judged all the same), or the reader of stdout has left (| head); 2 wrong usage, the model could not be loaded, or
+stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe (whether or not another could not be
+judged).
 
 --json writes one object a line, in the order of the pictures:
   image     (string) as given
@@ -38,7 +41,8 @@ unsafe (whether or not another could not be judged).
   score     (number or null) its probability in [0, 1]
   unsafe    (number or null) 1 - p(safe); null too if the model has no category "safe"
   scores    (object or null) the probability of each category, in the model's order
-  frames    (number or null) how many frames of an animation were judged; 1 for a still picture
+  frames    (number or null) how many views were judged: the frames of an animation, each twice if it looks
+            different on white and on black paper
   answer    (string or null) with --ask; the same for all pictures with --together
   model     (string) as given, or "demo"
   error     (string or null) why there is no verdict; all fields above but image are then null
@@ -79,6 +83,21 @@ def positive(text):
     return value
 
 
+def seconds(text):
+    value = float(text)
+    if not 0 < value < float("inf"):  # NaN neither
+        raise argparse.ArgumentTypeError(f"expected a finite number of seconds above 0, got {text!r}")
+    return value
+
+
+def words(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python hands bytes that are no UTF-8 on as lone surrogates
+        raise argparse.ArgumentTypeError("expected text in UTF-8; check the terminal's locale") from None
+    return text
+
+
 def build_parser():
     parser = argparse.ArgumentParser(prog="safeqwen", description="Qwen2.5-VL with a guard that judges the pictures.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -100,14 +119,16 @@ def add_judge(commands):
     judge = add_command(
         commands,
         "judge",
-        "judge",
+        "commands.judge",
         help="judge pictures and answer about them",
         description=JUDGE,
         epilog=EXIT_CODES,
     )
     judge.add_argument("images", nargs="+", metavar="IMAGE", help="a picture file or an http(s) URL")
-    judge.add_argument("--ask", metavar="TEXT", help="answer this about each picture, streamed")
-    judge.add_argument("--together", action="store_true", help="all pictures in one prompt; each is still judged")
+    judge.add_argument("--ask", type=words, metavar="TEXT", help="answer this about each picture, streamed")
+    judge.add_argument(
+        "--together", action="store_true", help="--ask once, about all pictures in one prompt; each is still judged"
+    )
     judge.add_argument(
         "--fail-on-unsafe", action="store_true", help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at"
     )
@@ -135,7 +156,16 @@ def add_judge(commands):
         "--max-new-tokens", type=positive, metavar="N", default=256, help="of an answer (default: %(default)s)"
     )
     answer.add_argument(
-        "--timeout", type=float, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
+    )
+    answer.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
+    )
+    answer.add_argument(
+        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
     )
 
 
@@ -143,7 +173,7 @@ def add_train(commands):
     train = add_command(
         commands,
         "train",
-        "training",
+        "commands.train",
         help="fine-tune a model or train a guard",
         description=TRAIN,
     )
@@ -155,7 +185,7 @@ def add_export(commands):
     export = add_command(
         commands,
         "export",
-        "export",
+        "commands.export",
         help="make a training run a folder that anyone can load",
         description=EXPORT,
         epilog=EXPORT_EXIT_CODES,
@@ -186,14 +216,14 @@ def add_check(commands):
     check = add_command(
         commands,
         "check",
-        "check",
+        "commands.check",
         help="try a published folder: load, judge, answer, compare",
         description=CHECK,
         epilog=CHECK_EXIT_CODES,
     )
     check.add_argument("folder", metavar="OUT", help="the folder that safeqwen export wrote")
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
-    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a fresh drawing)")
+    check.add_argument("--image", metavar="FILE", help="judge this picture (default: a drawn house)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
 
 

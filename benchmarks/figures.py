@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import interleave, peak_memory, summarize, time_parts
 from benchmarks.models import Workload, build_inputs
 from benchmarks.report import make_row
-from safeqwen.hub.modeling_safeqwen import CACHE
+from safeqwen.hub.compat_safeqwen import CACHE
 
 
 NUM_HARMS = 19

@@ -1,8 +1,8 @@
 """What fine-tuning the demo checkpoint on a taxonomy it never saw reaches: jointly, and by the guard alone.
 
-    python benchmarks/fine_tuning.py [--seeds 0 1 2] [--folder build/own] [--out benchmarks/fine_tuning.json]
+    python -m benchmarks.fine_tuning [--seeds 0 1 2] [--folder build/own] [--out benchmarks/fine_tuning.json]
 
-Draws the data (scripts/draw_dataset.py: five categories of new pictograms), runs `safeqwen train` for each way and
+Draws the data (tools/demo/draw_dataset.py: five categories of new pictograms), runs `safeqwen train` for each way and
 seed, and measures on held-out drawings
 
 - the verdict: share of right categories, of 500;
@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 
 from safeqwen import DEMO_CHECKPOINT, load
-from safeqwen.export import load_run
 from safeqwen.provenance import git_commit, package_versions
+from safeqwen.publishing.record import load_run
 
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +39,9 @@ SETS = {
     "old": ["--num", "380", "--first-seed", "1200000"],
 }
 WAYS = {
-    "guard alone": ["configs/demo_own_guard.yaml"],
-    "LoRA and guard": ["configs/demo_own_lora.yaml"],
-    "LoRA and guard, no old tasks": ["configs/demo_own_lora.yaml", "--data", "{folder}/train/data.jsonl"],
+    "guard alone": ["tools/demo/configs/own_guard.yaml"],
+    "LoRA and guard": ["tools/demo/configs/own_lora.yaml"],
+    "LoRA and guard, no old tasks": ["tools/demo/configs/own_lora.yaml", "--data", "{folder}/train/data.jsonl"],
 }
 
 
@@ -102,9 +102,9 @@ def table(results, before):
     """Returns the Markdown table: means over the seeds, and their spread."""
     columns = {
         "verdict": "verdict",
-        "new_answer_agrees": "answer refuses or helps rightly",
+        "new_answer_agrees": "answer refuses and helps when it should",
         "new_answer_exact": "answer right to the word",
-        "old_answer_agrees": "old tasks: refuses or helps rightly",
+        "old_answer_agrees": "old tasks: refuses and helps when it should",
         "old_answer_exact": "old tasks: right to the word",
     }
     lines = [f"| | {' | '.join(columns.values())} | time |", f"|---{'|---' * (len(columns) + 1)}|"]
@@ -131,7 +131,7 @@ def main(argv=None):
     os.chdir(ROOT)
     for name, options in SETS.items():
         if not (args.folder / name).exists():
-            script = [sys.executable, "scripts/draw_dataset.py", str(args.folder / name), *options]
+            script = [sys.executable, "-m", "tools.demo.draw_dataset", str(args.folder / name), *options]
             subprocess.run(script, check=True)
     model, processor = load(DEMO_CHECKPOINT, device="cpu")
     before = {f"old_answer_{k}": v for k, v in score(answer(model, processor, args.folder / "old")).items()}

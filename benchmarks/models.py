@@ -6,7 +6,7 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration, load
-from safeqwen.hub.modeling_safeqwen import TAKES_TOKEN_TYPES
+from safeqwen.hub.compat_safeqwen import TAKES_TOKEN_TYPES
 
 
 # All models have the demo's special tokens, so that its processor serves them all.
@@ -134,7 +134,8 @@ def share_weights(guarded, cls):
         twin = cls(guarded.config).eval()
     names = twin.state_dict().keys()
     twin.load_state_dict({name: t for name, t in guarded.state_dict().items() if name in names}, assign=True)
-    for name, buffer in guarded.named_buffers():  # rotary frequencies, which no state dict holds
+    for name in [name for name, _ in twin.named_buffers() if name not in names]:  # rotary frequencies
+        buffer = guarded.get_buffer(name)
         parent, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(parent), leaf, buffer)
     twin.tie_weights()

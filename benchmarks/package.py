@@ -84,7 +84,8 @@ def measure_training(shape, workload, **settings):
     """A step of LoRA and guard with both losses, and one of the same LoRA on stock with the language model's alone."""
     from peft import LoraConfig, get_peft_model
 
-    from safeqwen.training import LANGUAGE_MODEL_LAYERS, add_lora
+    from safeqwen.training.arguments import LANGUAGE_MODEL_LAYERS
+    from safeqwen.training.run import add_lora
 
     lora = {"lora_rank": 64, "lora_alpha": 64, "lora_dropout": 0.0, "lora_targets": LANGUAGE_MODEL_LAYERS}
     ours = add_lora(build_models(shape).guarded, SimpleNamespace(**lora))

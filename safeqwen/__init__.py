@@ -1,11 +1,12 @@
 """SafeQwen2.5-VL: Qwen2.5-VL with a guard that judges the pictures in the same pass."""
 
+from safeqwen.data.taxonomy import CATEGORIES, Category
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.images import UnreadableImage, read_image
+from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.loading import DEMO_CHECKPOINT, load
-from safeqwen.pipeline import SafetyPipeline
-from safeqwen.taxonomy import CATEGORIES, Category
+from safeqwen.pictures import UnreadableImage, read_bytes, read_image
+from safeqwen.prompt import plain_text
 
 
 __version__ = "0.1.0"
@@ -19,5 +20,7 @@ __all__ = [
     "SafetyPipeline",
     "UnreadableImage",
     "load",
+    "plain_text",
+    "read_bytes",
     "read_image",
 ]

@@ -1,5 +1,7 @@
 """Prompts for a SafeQwen: the chat format around pictures, with typed text that stays text."""
 
+from functools import partial
+
 
 def plain_text(text, tokenizer):
     """Returns text that cannot be mistaken for the chat format: its special tokens are broken up by a space.
@@ -31,3 +33,13 @@ def chat_prompt(processor, num_images, text="", add_generation_prompt=False):
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=add_generation_prompt
     )
+
+
+def prompt_ids(processor):
+    """Returns the token ids of the chat prompt around one picture without text, for `config.safety_prompt_ids`.
+
+    `{"before": [151644, 8948, ...], "after": [151653, ...]}`; the picture's placeholders stand between them.
+    """
+    before, after = chat_prompt(processor, num_images=1).split(processor.image_token)
+    tokenize = partial(processor.tokenizer, add_special_tokens=False)
+    return {"before": tokenize(before)["input_ids"], "after": tokenize(after)["input_ids"]}

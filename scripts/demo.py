@@ -29,7 +29,8 @@ def main(argv=None):
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo", help="where the picture is written")
     args = parser.parse_args(argv)
 
-    from safeqwen.pictograms import draw
+    sys.path.insert(0, str(ROOT))  # tools/ is not installed
+    from tools.demo.pictograms import draw
 
     # Training draws seeds below a million; the clock is past that since January 1970.
     seed = int(time.time()) if args.seed is None else args.seed

@@ -4,7 +4,7 @@ import io
 import random
 from pathlib import Path
 
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 # file suffix -> Pillow's format and options, in several kinds

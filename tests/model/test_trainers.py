@@ -8,7 +8,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Trai
 from trl import SFTConfig, SFTTrainer
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 NAMES = [category.name for category in CATEGORIES]

@@ -1,0 +1,1 @@
+"""The commands of `safeqwen`: each has `run(args)`, which prints and returns the exit code."""

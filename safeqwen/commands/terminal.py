@@ -1,0 +1,31 @@
+"""What a command says on the terminal: text that cannot command it, one-line errors, and output that fails."""
+
+import contextlib
+import os
+import sys
+
+
+def prepare_streams():
+    """Returns whether there is a stdout (`bool`), which may have been closed; it and stderr then take any text."""
+    if sys.stderr is None:  # print would write to stdout instead
+        sys.stderr = open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="replace")
+    return sys.stdout is not None
+
+
+def say(reason):
+    """Prints an error to stderr, as one line of this command's."""
+    with contextlib.suppress(OSError):  # there is nowhere else to say it
+        print(f"safeqwen: {printable(' '.join(str(reason).split()))}", file=sys.stderr, flush=True)
+
+
+def drop_output():
+    """Sends what is left of stdout nowhere: Python would try to write it once more on its way out, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text, kept=""):
+    """Returns text that cannot command the terminal, nor look like rows of ours: control characters are replaced."""
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,37 @@
+"""`safeqwen train`: prints the final metrics, or why there are none, and gives the exit code."""
+
+import errno
+import json
+import re
+import shlex
+import sys
+
+from safetensors import SafetensorError
+from transformers import HfArgumentParser
+
+from safeqwen.training.arguments import SafetyTrainingArguments, read_config
+from safeqwen.training.run import train
+
+
+def run(args):
+    """Runs `safeqwen train` with the arguments of `safeqwen_cli`, and returns its exit code."""
+    if {"-h", "--help"} & set(args.overrides):
+        print(HfArgumentParser(SafetyTrainingArguments, prog="safeqwen train CONFIG.yaml").format_help())
+        return 0
+    command = shlex.join(["safeqwen", "train", args.config, *args.overrides])
+    try:
+        settings = read_config(args.config, args.overrides)
+        metrics = train(settings, without_tokens(command))
+    except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        reason = f"the disk is full ({error}); make room, and start it again with --resume" if is_full else error
+        print(f"safeqwen train: {reason}", file=sys.stderr)
+        return 2
+    if settings.distributed_state.is_main_process:
+        print(json.dumps(metrics, indent=2))
+    return 0
+
+
+def without_tokens(command):
+    """A command line with its secrets hidden: `--hub_token x` and `--hub-token=x`."""
+    return re.sub(r"(--[\w-]+[-_]token[ =])\S+", r"\1HIDDEN", command)

@@ -1,0 +1,356 @@
+"""Frames in, probabilities out: what the command, the pipeline and every evaluation judge pictures with.
+
+Every frame is judged by itself, with the chat prompt around one picture and no text. The engine decides which frames
+share a forward, how much is prepared ahead, and what an error costs:
+
+- **Batches** hold frames of similar size, at most `batch_size`, and at most `max_batch_tokens` tokens with padding.
+- **Memory**: a prepared frame takes 24 bytes a pixel (float32, three channels, twice because the vision tower takes
+  pairs of frames): 72 MB for 3 megapixels. `memory_budget` bounds the sum of what is prepared and not judged yet.
+- **Errors** belong to one picture: unreadable, not finite, too large for the memory. The other pictures are judged all
+  the same. An error of the whole, such as an untrained guard, is raised.
+"""
+
+import inspect
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from safeqwen.prompt import prompt_ids
+
+
+WINDOW = 4  # batches' worth of pictures that are looked at together, to batch those of similar size
+MAX_BATCH_TOKENS = 8192
+MEMORY_BUDGET = 2 * 2**30
+MAX_ERRORS_IN_A_ROW = 1000  # of a source that fails at every step and would never end
+# torch raises a plain RuntimeError where no accelerator is involved.
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
+
+
+@dataclass(eq=False)
+class Frame:
+    """
+    One frame as the vision tower takes it.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(patches, 1176)`, *optional*): `None` once it was judged.
+        grid (`torch.LongTensor` of shape `(1, 3)`): frames (1), rows and columns of patches.
+        num_tokens (`int`): of the picture in the prompt.
+    """
+
+    pixel_values: torch.Tensor | None
+    grid: torch.Tensor
+    num_tokens: int
+
+    @property
+    def num_bytes(self):
+        return 0 if self.pixel_values is None else self.pixel_values.nbytes
+
+
+@dataclass
+class SourceFailed:
+    """The end of a source that cannot go on after its `error`."""
+
+    error: Exception
+
+
+class Engine:
+    """
+    Judges frames with a model's guard.
+
+    Args:
+        model ([`SafeQwen2_5_VLForConditionalGeneration`]): in evaluation mode, on its device.
+        processor (`Qwen2_5_VLProcessor`): of the model.
+    """
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model, processor
+        self._before, self._after = prompt_ids(processor).values()
+
+    def image_settings(self, max_pixels=None):
+        """Returns the arguments (`dict`) of the image processor that bound a picture to `max_pixels`.
+
+        Args:
+            max_pixels (`int`, *optional*): width x height to which a larger picture is shrunk. By default the
+                processor's own bound.
+
+        Raises:
+            ValueError: if `max_pixels` is less than the pixels of one token (784).
+        """
+        if max_pixels is None:
+            return {}
+        processor = self.processor.image_processor
+        one_token = (processor.patch_size * processor.merge_size) ** 2
+        if max_pixels < one_token:
+            raise ValueError(f"max_pixels must be {one_token} or more, the pixels of one token; got {max_pixels}")
+        return {
+            "size": {"shortest_edge": min(processor.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
+        }
+
+    def prepare(self, frames, max_pixels=None):
+        """Returns a list of [`Frame`], one for each of the `frames` (`list[PIL.Image.Image]`)."""
+        settings = self.image_settings(max_pixels)
+        merge = self.processor.image_processor.merge_size
+        prepared = []
+        for frame in frames:
+            inputs = self.processor.image_processor(images=[frame], return_tensors="pt", **settings)
+            grid = inputs["image_grid_thw"]
+            prepared.append(Frame(inputs["pixel_values"], grid, int(grid.prod()) // merge**2))
+        return prepared
+
+    def judge(self, frames, batch_size=None, max_batch_tokens=MAX_BATCH_TOKENS):
+        """
+        The verdict on each frame.
+
+        Args:
+            frames (`list[Frame]`)
+            batch_size (`int`, *optional*): frames a forward, at most. By default as many as `max_batch_tokens` allows.
+            max_batch_tokens (`int`): tokens a forward, padding included, at most. A larger frame goes alone.
+
+        Returns:
+            `list`: for each frame probabilities (`torch.FloatTensor` of shape `(categories,)`, float32, on the CPU),
+            or why there are none: a `FloatingPointError` if its features are not finite, a `MemoryError` if it is too
+            large to be judged alone.
+
+        Raises:
+            RuntimeError: if the model may not judge: its guard is untrained, or it is in training mode.
+        """
+        verdicts = [None] * len(frames)
+        for batch in self._batches(frames, batch_size or len(frames), max_batch_tokens):
+            for i, verdict in zip(batch, self._judge_batch([frames[i] for i in batch])):
+                verdicts[i] = verdict
+        return verdicts
+
+    def judge_each(
+        self,
+        items,
+        read,
+        *,
+        batch_size=1,
+        num_workers=0,
+        max_pixels=None,
+        max_batch_tokens=MAX_BATCH_TOKENS,
+        memory_budget=MEMORY_BUDGET,
+    ):
+        """
+        Yields the verdict on each of many pictures, in their order.
+
+        Args:
+            items: anything that can be iterated, or a map-style dataset. It is read only as far as verdicts are asked
+                for, and always by the thread that asks.
+            read (callable): item -> frames (`list[PIL.Image.Image]`). Called by the workers, several at a time.
+            batch_size, max_batch_tokens (`int`): as in `judge`.
+            num_workers (`int`): threads that read and prepare pictures ahead, while others are judged. With 0 the
+                calling thread does.
+            max_pixels (`int`, *optional*): as in `image_settings`.
+            memory_budget (`int`): bytes of pictures that are prepared and not judged yet, at most. Each worker may go
+                over it by the picture that it is at. Half of it is for the pictures that are batched together. What
+                items themselves take is not counted.
+
+        Yields:
+            `torch.FloatTensor` of shape `(frames, categories)`, float32, on the CPU; or the `Exception` that explains
+            why this picture has no verdict: what the source or `read` raised for it, or one of those of `judge`.
+
+        Raises:
+            Exception: the error of a source that cannot go on after it, such as a generator. The verdicts on the
+                pictures before it are yielded first.
+            RuntimeError: as `judge`.
+        """
+        window_size = WINDOW * batch_size if batch_size > 1 else 1
+        budget = _Budget(memory_budget)
+
+        def prepare(item):
+            if isinstance(item, (Exception, SourceFailed)):
+                return item
+            try:
+                return self.prepare(read(item), max_pixels)
+            except Exception as error:  # whatever a reader raises for one picture
+                return _without_tensors(error)
+
+        prepared = _prepare_ahead(items_of(items), prepare, budget, num_workers, max(window_size, 2 * num_workers))
+        try:
+            while window := _take_window(prepared, window_size, memory_budget / 2):
+                failed = window.pop() if isinstance(window[-1], SourceFailed) else None
+                yield from self._judge_window(window, batch_size, max_batch_tokens, budget)
+                if failed is not None:
+                    raise failed.error
+        finally:
+            prepared.close()
+
+    def _judge_window(self, window, batch_size, max_batch_tokens, budget):
+        """`judge_each` for a few entries, each a list of [`Frame`] or an exception."""
+        frames = [frame for entry in window if not isinstance(entry, Exception) for frame in entry]
+        verdicts = {}
+        for batch in self._batches(frames, batch_size, max_batch_tokens):
+            batch = [frames[i] for i in batch]
+            verdicts |= zip(map(id, batch), self._judge_batch(batch))
+            budget.give_back(sum(frame.num_bytes for frame in batch))
+            for frame in batch:
+                frame.pixel_values = None
+        for entry in window:
+            if isinstance(entry, Exception):
+                yield entry
+                continue
+            judged = [verdicts[id(frame)] for frame in entry]
+            yield next((verdict for verdict in judged if isinstance(verdict, Exception)), None) or torch.stack(judged)
+
+    def _batches(self, frames, batch_size, max_batch_tokens):
+        """Lists of indices of frames that go through the model together, those of similar size."""
+        batches, prompt = [], len(self._before) + len(self._after)
+        for i in sorted(range(len(frames)), key=lambda i: frames[i].num_tokens):  # the last is the longest
+            last = batches[-1] if batches else []
+            if 0 < len(last) < batch_size and (len(last) + 1) * (frames[i].num_tokens + prompt) <= max_batch_tokens:
+                last.append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def _judge_batch(self, frames):
+        """Probabilities of each frame or why there are none. What one forward cannot do is tried in two halves."""
+        try:
+            return list(self._forward(frames).cpu())
+        except (FloatingPointError, RuntimeError, MemoryError) as error:
+            out_of_memory = is_out_of_memory(error)
+            if not out_of_memory and not isinstance(error, FloatingPointError):
+                raise
+            if len(frames) == 1:
+                reason = f"there is not enough memory for a picture of {frames[0].num_tokens} tokens; lower max_pixels"
+                return [MemoryError(reason) if out_of_memory else _without_tensors(error)]
+        # Outside of the except block: there the error would keep the failed forward's tensors alive.
+        middle = len(frames) // 2
+        return self._judge_batch(frames[:middle]) + self._judge_batch(frames[middle:])
+
+    def _forward(self, frames):
+        """`(frames, categories)` probabilities, float32, on the model's device."""
+        image_token = self.model.config.image_token_id
+        rows = [self._before + [image_token] * frame.num_tokens + self._after for frame in frames]
+        length = max(map(len, rows))
+        input_ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        attention_mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "pixel_values": torch.cat([frame.pixel_values for frame in frames]),
+            "image_grid_thw": torch.cat([frame.grid for frame in frames]),
+        }
+        device = self.model.get_input_embeddings().weight.device
+        if device.type != "meta":  # of a model that accelerate has offloaded, which moves its inputs by itself
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        return self.model.guard(**inputs).img_safety_probs
+
+
+def items_of(source):
+    """Yields the items of anything that can be iterated, or of a map-style dataset.
+
+    An item that cannot be had is the `Exception` raised for it, in its place. The source goes on if it can; if not,
+    the last item is [`SourceFailed`].
+    """
+    if not hasattr(source, "__iter__"):
+        source = map(source.__getitem__, range(len(source)))  # goes on after an error
+    iterator = iter(source)
+    errors_in_a_row = 0
+    while True:
+        try:
+            item = next(iterator)
+            errors_in_a_row = 0
+        except StopIteration:
+            return
+        except Exception as error:
+            errors_in_a_row += 1
+            if inspect.isgenerator(iterator) or errors_in_a_row > MAX_ERRORS_IN_A_ROW:
+                yield SourceFailed(error)
+                return
+            item = _without_tensors(error)
+        yield item
+
+
+def is_out_of_memory(error):
+    """`bool`: whether memory, of an accelerator or of the machine, could not be had."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )
+
+
+class _Budget:
+    """Lets workers wait until prepared pictures take less memory than `num_bytes`."""
+
+    def __init__(self, num_bytes):
+        self.free = num_bytes
+        self.wanted = 0  # the number of the picture that is waited for
+        self.closed = False
+        self.changed = threading.Condition()
+
+    def wait(self, number):
+        """Returns when there is memory for picture `number`: at once if it is waited for, else nothing would move."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.free > 0 or number <= self.wanted or self.closed)
+
+    def take(self, num_bytes):
+        self.give_back(-num_bytes)
+
+    def give_back(self, num_bytes):
+        with self.changed:
+            self.free += num_bytes
+            self.changed.notify_all()
+
+    def want(self, number):
+        with self.changed:
+            self.wanted = number
+            self.changed.notify_all()
+
+    def close(self):
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
+def _prepare_ahead(items, prepare, budget, num_workers, num_ahead):
+    """Yields what `prepare` returns for each item, in their order; threads prepare up to `num_ahead` items ahead."""
+
+    def prepare_next(number, item):
+        budget.wait(number)
+        if budget.closed:
+            return None
+        entry = prepare(item)
+        if isinstance(entry, list):
+            budget.take(sum(frame.num_bytes for frame in entry))
+        return entry
+
+    if num_workers == 0:
+        for item in items:
+            yield prepare_next(0, item)
+        return
+    pending, num_yielded = deque(), 0
+    pool = ThreadPoolExecutor(num_workers)  # starts tasks in their order, so that the picture waited for is among them
+    try:
+        for number, item in enumerate(items):
+            pending.append(pool.submit(prepare_next, number, item))
+            if len(pending) > num_ahead:
+                budget.want(num_yielded)
+                yield pending.popleft().result()
+                num_yielded += 1
+        while pending:
+            budget.want(num_yielded)
+            yield pending.popleft().result()
+            num_yielded += 1
+    finally:
+        budget.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _take_window(prepared, window_size, max_bytes):
+    """The next entries (`list`): `window_size` of them, or fewer if they have `max_bytes` bytes or the source ends."""
+    window, num_bytes = [], 0
+    for entry in prepared:
+        window.append(entry)
+        num_bytes += sum(frame.num_bytes for frame in entry) if isinstance(entry, list) else 0
+        if len(window) == window_size or num_bytes >= max_bytes or isinstance(entry, SourceFailed):
+            break
+    return window
+
+
+def _without_tensors(error):
+    """The error without its traceback, whose variables would keep pictures in memory."""
+    return error.with_traceback(None)

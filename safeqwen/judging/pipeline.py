@@ -1,0 +1,251 @@
+"""`pipeline("image-safety")`: verdicts on pictures from wherever they come."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
+from safeqwen.judging.verdict import worst_frame
+from safeqwen.loading import default_dtype
+from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.processor import save_processor
+
+
+TASK = "image-safety"
+ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, Mapping)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a call reads, judges and returns; [`SafetyPipeline.__call__`] documents each.
+
+    Raises:
+        ValueError: on a setting out of range.
+    """
+
+    top_k: int | None = 5
+    threshold: float = 0.0
+    timeout: float = 10.0
+    private_networks: bool = False
+    max_pixels: int | None = None
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+    memory_budget: int = MEMORY_BUDGET
+
+    def __post_init__(self):
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k must be a whole number from 1, or None for all, got {self.top_k!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a probability in [0, 1], got {self.threshold!r}")
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"timeout must be a finite number of seconds above 0, got {self.timeout!r}")
+        for name in ("max_batch_tokens", "memory_budget"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+
+
+class SafetyPipeline(Pipeline):
+    """
+    Judges pictures, with `model.guard` and a prompt without text.
+
+    `pipeline("image-safety", model=path)` judges in float32 on a CPU and in bfloat16 on an accelerator, whatever the
+    weights were saved as, like [`safeqwen.load`]; another `dtype=` (but "auto", which is the default) and quantised
+    weights are respected, and a model that was passed as an object stays as it is.
+
+    Args:
+        model ([`SafeQwen2_5_VLForConditionalGeneration`]): in evaluation mode.
+        processor (`Qwen2_5_VLProcessor`): of the model.
+        kwargs: as transformers' pipelines take them (`device`, `batch_size`, `num_workers`), and the arguments of a
+            call, which then hold for every call.
+
+    Example:
+
+    ```python
+    judge = pipeline("image-safety", model=path)  # after `import safeqwen`; or SafetyPipeline(*safeqwen.load())
+    judge("picture.png")
+    # [{"label": "weapon_related_violence", "score": 0.98}, {"label": "safe", "score": 0.01}, ...]
+    ```
+
+    Raises:
+        ValueError: if the model has no guard, there is no processor, or a setting is out of range.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model, processor=None, **kwargs):
+        if not hasattr(model, "guard"):
+            raise ValueError(
+                f"{TASK} needs a SafeQwen model, got {type(model).__name__}, which has no guard: pass the path, or "
+                "load the model with safeqwen.load"
+            )
+        if processor is None:
+            raise ValueError(f"{TASK} needs the model's processor: pass processor=, as safeqwen.load returns it")
+        super().__init__(model=model, processor=processor, **kwargs)
+        if vars(model).pop("dtype_was_not_asked_for", False):
+            _cast(model, default_dtype(self.device))
+        self.engine = Engine(model, processor)
+        self.engine.image_settings(self.settings.max_pixels)  # raises now if it is out of range
+
+    def __call__(self, images, *, batch_size=None, num_workers=None, **kwargs):
+        """
+        The verdict on each picture.
+
+        Args:
+            images: one picture, or a list, generator, column or dataset of them. What can be iterated is iterated; a
+                map-style dataset is indexed from 0. A picture is what [`safeqwen.read_image`] takes: a path, a URL,
+                bytes, base64, a PIL image, an array. A dataset's row is a picture, or a dictionary with one under
+                "image". A picture of several frames is judged frame by frame; the verdict is that of the frame least
+                likely to be safe.
+            batch_size (`int`, *optional*, defaults to 1): pictures, or frames of one, a forward, at most.
+            num_workers (`int`, *optional*, defaults to 0): threads that read pictures ahead, whatever the batch_size.
+            top_k (`int` or `None`, *optional*, defaults to 5): number of categories returned, the likeliest first;
+                `None` returns all.
+            threshold (`float` in [0, 1], *optional*, defaults to 0): categories below it are left out, but for the
+                likeliest.
+            timeout (`float`, *optional*, defaults to 10): seconds for the download of one URL.
+            private_networks (`bool`, *optional*, defaults to `False`): as in [`safeqwen.read_image`].
+            max_pixels (`int`, *optional*): width x height to which larger pictures are shrunk before they are judged,
+                784 pixels a token. By default the processor's own bound, which is 12.8 megapixels, 16,384 tokens, for
+                Qwen2.5-VL.
+            max_batch_tokens (`int`, *optional*, defaults to 8192): a batch holds fewer pictures if it would have more
+                tokens than this, padding included. A larger picture goes alone.
+            memory_budget (`int`, *optional*, defaults to 2 GiB): bytes of pictures that are prepared and not judged
+                yet, at most; each worker may exceed it by one picture. A prepared picture takes 24 bytes a pixel.
+
+        Returns:
+            For one picture a list of `{"label": str, "score": float}`. For a list of pictures a list, and for a
+            generator or dataset an iterator of those. There a picture that could not be judged is
+            `{"error": str}` in its place, and the others are judged all the same: one that cannot be read, a row
+            that the dataset cannot give, one that does not fit into memory alone. A generator that fails has no more
+            pictures: its error is raised after the verdicts on those before.
+
+        Raises:
+            UnreadableImage: if the one picture could not be read.
+            FloatingPointError: if the one picture's features are not finite.
+            MemoryError: if the one picture is too large for the memory.
+            RuntimeError: if the model may not judge: its guard is untrained, or it is in training mode.
+            ValueError: on arguments out of range.
+        """
+        batch_size = (self._batch_size or 1) if batch_size is None else batch_size
+        num_workers = (self._num_workers or 0) if num_workers is None else num_workers
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"batch_size must be 1 or more and num_workers 0 or more, got {batch_size}, {num_workers}"
+            )
+        settings = replace(self.settings, **kwargs)
+        self.engine.image_settings(settings.max_pixels)  # raises now if it is out of range
+        if isinstance(images, ONE_PICTURE) or hasattr(images, "read"):
+            frames = self.preprocess(images, settings)
+            return self.postprocess(self._forward(frames, settings), settings)
+        verdicts = self._judge_each(_undecoded(images), batch_size, num_workers, settings)
+        return list(verdicts) if isinstance(images, (list, tuple)) else verdicts
+
+    def _judge_each(self, images, batch_size, num_workers, settings):
+        """Yields what `postprocess` returns, or `{"error"}`, for each picture, in their order."""
+        verdicts = self.engine.judge_each(
+            images,
+            lambda image: _read(image, settings),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_pixels=settings.max_pixels,
+            max_batch_tokens=settings.max_batch_tokens,
+            memory_budget=settings.memory_budget,
+        )
+        for probs in verdicts:
+            if isinstance(probs, Exception):
+                known = isinstance(probs, (UnreadableImage, FloatingPointError, MemoryError))
+                yield {"error": str(probs) if known else f"{type(probs).__name__}: {probs}"}
+            else:
+                yield self.postprocess(probs, settings)
+
+    # The four steps that transformers wants of a pipeline.
+
+    def _sanitize_parameters(self, **kwargs):
+        self.settings = Settings(**kwargs)
+        return {}, {}, {}
+
+    def preprocess(self, image, settings=None):
+        """A picture -> a list of the engine's `Frame`."""
+        settings = settings or self.settings
+        return self.engine.prepare(_read(image, settings), settings.max_pixels)
+
+    def _forward(self, frames, settings=None):
+        """`preprocess`'s output -> `(frames, categories)` probabilities, float32, on the CPU."""
+        verdicts = self.engine.judge(frames, max_batch_tokens=(settings or self.settings).max_batch_tokens)
+        for verdict in verdicts:
+            if isinstance(verdict, Exception):
+                raise verdict
+        return torch.stack(verdicts)
+
+    def postprocess(self, probs, settings=None):
+        """`(frames, categories)` probabilities -> `[{"label", "score"}, ...]` of the frame least likely to be safe."""
+        settings = settings or self.settings
+        categories = self.model.config.safety_categories
+        scores, ids = probs[worst_frame(probs, categories)].topk(
+            min(settings.top_k or len(categories), len(categories))
+        )
+        verdict = [{"label": categories[i], "score": score} for i, score in zip(ids.tolist(), scores.tolist())]
+        return verdict[:1] + [entry for entry in verdict[1:] if entry["score"] >= settings.threshold]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves model and processor. Not this file, as the library would: loading it takes the package anyway."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        save_processor(self.processor, save_directory)
+
+
+class LoadedByPath:
+    """What `pipeline(model=path)` loads by: it notes on the model that nobody asked for the dtype of the file."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, *args, dtype="auto", **kwargs):
+        """Returns a [`SafeQwen2_5_VLForConditionalGeneration`]."""
+        model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, *args, dtype=dtype, **kwargs)
+        model.dtype_was_not_asked_for = dtype == "auto"
+        return model
+
+
+def _cast(model, dtype):
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if getattr(model, "is_quantized", False) or any(parameter.is_meta for parameter in parameters):
+        return  # its own configuration, or accelerate's offloading, decides
+    if any(parameter.dtype != dtype for parameter in parameters):
+        logger.info("judging in %s, not in %s as saved; another dtype= is respected", dtype, model.dtype)
+    for parameter in parameters:  # not the buffers: rotary frequencies stay in float32
+        parameter.data = parameter.data.to(dtype)
+
+
+def _read(image, settings):
+    """The frames of a picture or of a row with one under "image"."""
+    if isinstance(image, Mapping):
+        if "image" in image:
+            image = image["image"]
+        elif not image.keys() & {"bytes", "path"}:
+            raise UnreadableImage(
+                f'a row has no "image", but the columns {", ".join(map(str, image))}: rename the column that holds '
+                'the pictures to "image", or pass that column alone'
+            )
+    private_networks = {"private_networks": True} if settings.private_networks else {}
+    return read_image(image, timeout_s=settings.timeout, **private_networks)
+
+
+def _undecoded(images):
+    """A Hugging Face dataset that gives its pictures as bytes: decoding one of them cannot end the dataset then."""
+    feature = (getattr(images, "features", None) or {}).get("image")
+    if not getattr(feature, "decode", False) or getattr(images, "format", {}).get("type") is not None:
+        return images
+    return images.cast_column("image", replace(feature, decode=False))
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=SafetyPipeline, pt_model=LoadedByPath, type="image")

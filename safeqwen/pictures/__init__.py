@@ -1,0 +1,12 @@
+"""
+Pictures from wherever they come, as a person would see them, or a refusal that says why.
+
+`source` finds the bytes, `fetch` downloads them, `decode` makes samples of them, `appearance` shows those on paper.
+"""
+
+from safeqwen.pictures.decode import MAX_FRAMES
+from safeqwen.pictures.errors import UnreadableImage
+from safeqwen.pictures.source import read_bytes, read_image
+
+
+__all__ = ["MAX_FRAMES", "UnreadableImage", "read_bytes", "read_image"]
