@@ -32,7 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.hub.configuration_safeqwen import ARCHITECTURE, HOLISAFE_CATEGORIES
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 # The videos stand last: stock 4.57 and 5.x number the tokens after a clip differently.
