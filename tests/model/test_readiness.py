@@ -29,6 +29,7 @@ from tiny import (
 )
 
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.guard_safeqwen import SafetyHead
 
 
 UNTRAINED = "guard .* never trained: load SafeQwen weights, or train it with safety_labels"
@@ -135,6 +136,11 @@ def test_a_new_guard_starts_with_a_bias_and_a_digest_of_zeros(tmp_path, state_di
     ):
         assert not model.img_safety_head.mlp[-1].bias.any()
         assert not model.state_dict()[DIGEST].any()
+
+
+def test_a_guard_by_itself_starts_with_a_bias_of_zeros():
+    """Without the library's way of drawing weights, which zeroes biases too."""
+    assert not SafetyHead(nested_config()).mlp[-1].bias.any()
 
 
 def test_a_state_dict_of_a_guard_that_was_never_trained_does_not_judge(state_dict):
