@@ -233,7 +233,7 @@ def test_another_number_of_categories_renews_the_guard_alone_and_does_not_judge(
 def test_renamed_categories_keep_their_columns_and_their_verdicts(tmp_path, released):
     model = load_plainly(released)
     expected = verdict(model)
-    model.rename_categories(OTHER)
+    model.mark_trained(OTHER)
     assert model.config.safety_categories == OTHER and model.config.id2label == dict(enumerate(OTHER))
     assert torch.equal(verdict(model), expected)
     model.save_pretrained(tmp_path / "saved")
@@ -245,24 +245,16 @@ def test_renamed_categories_keep_their_columns_and_their_verdicts(tmp_path, rele
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["safe", "harm"], "num_safety_categories is 20, but safety_categories names 2"),
-        ([*OTHER[:-1], "safe"], "must not repeat a name"),
-        ([*OTHER[:-1], " "], "non-empty"),
+        (["safe", "harm"], "num_safety_categories is 20, but safety_categories are 2"),
+        ([*OTHER[:-1], "safe"], "none twice"),
+        ([*OTHER[:-1], " "], "none empty"),
     ],
 )
 def test_names_that_make_no_sense_are_not_taken(released, names, message):
     model = load_plainly(released)
     with pytest.raises(ValueError, match=message):
-        model.rename_categories(names)
+        model.mark_trained(names)
     assert model.config.safety_categories == list(HOLISAFE_CATEGORIES) and model.refusal() is None
-
-
-def test_a_guard_that_does_not_judge_is_not_renamed(released, untrained):
-    for model in (untrained, load_plainly(released, safety_categories=PERMUTED)):
-        names = list(model.config.safety_categories)
-        with pytest.raises(RuntimeError, match="nothing to rename"):
-            model.rename_categories(OTHER)
-        assert model.config.safety_categories == names
 
 
 @pytest.fixture
@@ -276,7 +268,7 @@ def declared(tmp_path, state_dict):
 
 def test_a_guard_that_is_declared_trained_judges_wherever_it_goes(tmp_path, declared):
     expected = verdict(declared)
-    assert digest(declared) == digest_of(HOLISAFE_CATEGORIES, b"declared\0")
+    assert digest(declared) == digest_of(HOLISAFE_CATEGORIES)
     for journey in JOURNEYS:
         if journey != "half and float" and journey != "to bfloat16":
             folder = tmp_path / journey.replace("/", "")
@@ -296,7 +288,7 @@ def test_a_guard_that_is_declared_trained_is_not_so_for_other_names(tmp_path, de
 
 def test_a_guard_that_is_declared_trained_can_be_renamed(declared):
     expected = verdict(declared)
-    declared.rename_categories(OTHER)
+    declared.mark_trained(OTHER)
     assert torch.equal(verdict(declared), expected)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny import (
     IMAGE,
-    VERSION_4,
     VIDEO,
     Pic,
     batch,
@@ -230,8 +229,8 @@ def test_a_row_without_a_picture_does_not_spoil_the_gradient_of_the_others(model
     [
         (torch.tensor([20, 0]), r"holds 20, but the config has 20 categories \(0-19"),
         (torch.tensor([-1, 0]), "holds -1"),
-        (torch.tensor([0]), "one label for each of 2, got shape"),
-        (torch.tensor([[0], [0]]), "one label for each of 2, got shape"),
+        (torch.tensor([0]), r"integers \(torch.long\) of shape \(2,\), got torch.int64 of shape"),
+        (torch.tensor([[0], [0]]), r"integers \(torch.long\) of shape \(2,\), got torch.int64 of shape"),
         (torch.tensor([0.0, 1.0]), "tensor of integers"),
         (torch.tensor([True, False]), "tensor of integers"),
         ([0, 1], "tensor of integers .* got list"),
@@ -246,7 +245,7 @@ def test_bad_safety_labels_are_refused(model, labels, message):
     ("labels", "message"),
     [
         (torch.tensor([0, 20, 0]), "picture_categories holds 20"),
-        (torch.tensor([0, 0]), "one label for each of 3, got shape"),
+        (torch.tensor([0, 0]), r"of shape \(3,\), got torch.int64 of shape"),
         ([0, 1, 2], "picture_categories must be a tensor of integers"),
     ],
 )
@@ -259,7 +258,7 @@ def test_bad_labels_of_pictures_are_refused(model, labels, message):
 
 
 def test_a_label_for_a_prompt_without_a_picture_is_refused(model):
-    with pytest.raises(ValueError, match="prompt 1 holds no picture"):
+    with pytest.raises(ValueError, match=r"prompts \[1\] hold no picture"):
         model(**batch([5, CAT], [6, 7]), safety_labels=torch.tensor([0, 0]))
 
 
@@ -350,7 +349,7 @@ def test_labels_of_prompts_go_with_verdicts_on_prompts(model, granularity):
 
 
 def test_an_unknown_granularity_is_refused_by_forward(model):
-    with pytest.raises(ValueError, match="'prompt', 'image' or 'patch', got 'pixel'"):
+    with pytest.raises(ValueError, match="'image', 'patch'., got 'pixel'"):
         model(**batch([5, CAT]), do_safety=True, granularity="pixel")
 
 
@@ -384,22 +383,9 @@ def test_float16_overflow_in_the_language_model_gives_no_verdict(state_dict):
         model.half()(**inputs, do_safety=True)
 
 
-def test_a_picture_after_a_cache_needs_positions_to_be_judged(model):
+def test_a_picture_after_a_kept_cache_is_not_judged(model):
     cache = model(**batch([5, 6, 7]), use_cache=True).past_key_values
     inputs = batch([CAT, 8])
     inputs["attention_mask"] = torch.ones(1, 3 + inputs["input_ids"].shape[1], dtype=torch.long)
-    with pytest.raises(ValueError, match="position_ids"):
+    with pytest.raises(ValueError, match="kept cache"):
         model(**inputs, past_key_values=cache, do_safety=True)
-
-
-def test_a_hand_made_second_turn_with_positions_gives_the_verdict_of_one_pass(model):
-    whole = batch([5, 6, 7, CAT, 8])
-    expected = model(**whole, do_safety=True).img_safety_logits
-    types = {} if VERSION_4 else {"mm_token_type_ids": (whole["input_ids"] == IMAGE).int()}
-    positions, _ = model.model.get_rope_index(
-        whole["input_ids"], image_grid_thw=whole["image_grid_thw"], attention_mask=whole["attention_mask"], **types
-    )
-    inputs = {**whole, "input_ids": whole["input_ids"][:, 3:], "position_ids": positions[..., 3:]}
-    for name in ("past_key_values", "cache"):  # the library's name changed with 5.24
-        kept = {name: model(**batch([5, 6, 7]), use_cache=True).past_key_values}
-        assert_close(model(**inputs, **kept, do_safety=True).img_safety_logits, expected, atol=1e-5, rtol=1e-5)

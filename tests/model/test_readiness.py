@@ -31,7 +31,7 @@ from tiny import (
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
 
 
-UNTRAINED = "guard .* never trained; load a SafeQwen checkpoint .* or train the guard with safety_labels"
+UNTRAINED = "guard .* never trained: load SafeQwen weights, or train it with safety_labels"
 
 
 def save_pretrained(model, folder):
@@ -163,14 +163,6 @@ def test_a_folder_without_a_part_of_the_guard_is_refused(tmp_path, state_dict, p
         ROUTES[route](folder)
 
 
-@pytest.mark.parametrize("part", ["mlp.3.bias", "mlp.0.weight"])
-def test_a_state_dict_without_a_part_of_the_guard_is_refused(state_dict, part):
-    kept = {name: tensor for name, tensor in state_dict.items() if name != f"img_safety_head.{part}"}
-    model = SafeQwen2_5_VLForConditionalGeneration(nested_config()).eval()
-    with pytest.raises(RuntimeError, match=f"mixture; it lacks img_safety_head.{part}"):
-        model.load_state_dict(kept, strict=False)
-
-
 @pytest.mark.parametrize(
     "part", ["visual.blocks.1.attn.qkv.weight", "model.layers.0.mlp.up_proj", "model.norm", "lm_head", "embed_tokens"]
 )
@@ -263,7 +255,7 @@ def test_integers_where_weights_belong_are_refused(tmp_path, state_dict, name, d
     folder = write_released_folder(tmp_path, state_dict)
     tensor = load_file(folder / "model.safetensors")[name]
     rewrite(folder, **{name: (tensor * 10).to(dtype)})
-    with pytest.raises(RuntimeError, match="1 tensors hold integers, not weights"):
+    with pytest.raises(RuntimeError, match="1 tensors hold integers"):
         load_plainly(folder)
 
 

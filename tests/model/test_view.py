@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 
 from safeqwen import DEMO_CHECKPOINT
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
-from safeqwen.pictograms import draw
+from tools.demo.pictograms import draw
 
 
 CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
