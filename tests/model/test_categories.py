@@ -17,14 +17,17 @@ from tiny import (
     digest_of,
     edit_config,
     for_stock,
+    head_by_hand,
     load_plainly,
     nested_config,
     verdict,
     write_released_folder,
 )
+from torch.testing import assert_close
 
 from safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES
+from safeqwen.hub.guard_safeqwen import pool
 
 
 OTHER = ["safe", *(f"kind {i}" for i in range(19))]
@@ -255,10 +258,11 @@ def test_names_that_make_no_sense_are_not_taken(released, names, message):
     with pytest.raises(ValueError, match=message):
         model.mark_trained(names)
     assert model.config.safety_categories == list(HOLISAFE_CATEGORIES) and model.refusal() is None
+    assert digest(model) == digest_of(HOLISAFE_CATEGORIES)
 
 
 @pytest.fixture
-def declared(tmp_path, state_dict):
+def declared(state_dict):
     """A guard that was trained, but for its last bias: as after LoRA on its layers."""
     model = build_guarded({**state_dict, "img_safety_head.mlp.3.bias": torch.zeros(20)})
     assert_refuses(model, UNTRAINED)
@@ -266,15 +270,20 @@ def declared(tmp_path, state_dict):
     return model
 
 
-def test_a_guard_that_is_declared_trained_judges_wherever_it_goes(tmp_path, declared):
+def test_declaring_a_guard_trained_moves_no_probability(state_dict, declared):
+    """Worked by hand: the guard's algebra with a bias of zeros, on the features that the model pools."""
+    states, pictures = declared.picture_states(**INPUTS)
+    by_hand = head_by_hand({**state_dict, "img_safety_head.mlp.3.bias": torch.zeros(20)}, pool(states, pictures))
+    assert_close(verdict(declared), by_hand.softmax(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_guard_that_is_declared_trained_judges_wherever_it_goes(tmp_path, declared, journey):
     expected = verdict(declared)
-    assert digest(declared) == digest_of(HOLISAFE_CATEGORIES)
-    for journey in JOURNEYS:
-        if journey != "half and float" and journey != "to bfloat16":
-            folder = tmp_path / journey.replace("/", "")
-            folder.mkdir()
-            arrived = JOURNEYS[journey](declared, folder)
-            assert torch.allclose(verdict(arrived), expected, atol=0.01), journey
+    arrived = JOURNEYS[journey](declared, tmp_path)
+    assert arrived.refusal() is None and digest(arrived) == digest_of(HOLISAFE_CATEGORIES)
+    if arrived.dtype == torch.float32:
+        assert_close(verdict(arrived), expected, atol=0.02, rtol=0)
 
 
 def test_a_guard_that_is_declared_trained_is_not_so_for_other_names(tmp_path, declared):
@@ -294,7 +303,7 @@ def test_a_guard_that_is_declared_trained_can_be_renamed(declared):
 
 def test_training_a_guard_that_was_declared_trained_goes_on(declared):
     assert verdict(train(declared)).isfinite().all()
-    assert declared.img_safety_head.mlp[-1].bias.any()
+    assert declared.img_safety_head.mlp[-1].bias.unique().numel() > 1
 
 
 def test_a_saved_config_says_what_the_digest_is_of(tmp_path, released):
