@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from .configuration_safeqwen import check_categories
+
 
 GUARD = "img_safety_head"  # its name in the model and in checkpoints
 DIGEST = "categories_digest"  # a buffer of the guard
@@ -22,87 +24,66 @@ class SafetyHead(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        check_categories(config.safety_categories)  # those that `from_pretrained` was given were only set
         width = config.text_config.hidden_size
-        hidden = int(width * config.safety_head_hidden_scale)
-        layers = []
-        for _ in range(config.safety_num_hidden_layers):
-            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.1)]
-            width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, config.num_safety_categories))
+        widths = [width, *[int(width * config.safety_head_hidden_scale)] * config.safety_num_hidden_layers]
+        hidden = [(nn.Linear(*pair), nn.GELU(), nn.Dropout(0.1)) for pair in zip(widths, widths[1:])]
+        self.mlp = nn.Sequential(*sum(hidden, ()), nn.Linear(widths[-1], config.num_safety_categories))
         nn.init.zeros_(self.mlp[-1].bias)
         self.register_buffer(DIGEST, torch.zeros(32, dtype=torch.uint8))
 
     def forward(self, pooled, categories=None):
-        """`(..., hidden_size)` features -> `(..., num_safety_categories)` float32 logits; seals with `categories`."""
-        if categories is not None:
+        """`(..., hidden_size)` features -> `(..., num_safety_categories)` float32 logits. In training it is sealed."""
+        if self.training and categories is not None:
             self.seal(categories)
-        return self.mlp(pooled.to(self.mlp[0].weight.dtype)).float()  # half-precision logits lose small probabilities
-
-    def seal(self, categories):
-        """Writes down what the columns mean: the names that they are trained for (ValueError if for others before)."""
-        if self._digest() not in _digests(categories):
-            trained, known = self._is_trained(), any(self._digest())
-            if self.training and trained and known:
-                raise ValueError(f"cannot go on training: {self.refusal(categories)}")
-            if self.training or trained and not known:
-                self._set_digest(_digests(categories)[0])
+        return self.mlp(pooled.to(self.mlp[-1].bias.dtype)).float()  # half-precision logits lose small probabilities
 
     def refusal(self, categories):
         """Why these weights cannot judge by these names (`str`), or `None` if they can."""
-        digest, (names, declared) = self._digest(), _digests(categories)
-        if digest == declared:
-            return None
         if not self._is_trained():
-            return "img_safety_head was never trained; load a SafeQwen checkpoint, or train it with safety_labels"
-        if any(digest) and digest != names:
+            return "the guard img_safety_head was never trained: load SafeQwen weights, or train it with safety_labels"
+        if self.categories_digest.any() and not torch.equal(self.categories_digest.cpu(), _digest(categories)):
             return (
-                f"img_safety_head was trained for other categories, or in another order, than {categories}; correct "
-                "the config, or load with ignore_mismatched_sizes=True to start a new guard, which then needs training"
+                f"the guard img_safety_head was trained for other categories, or in another order, than {categories}: "
+                "correct the config, or load with ignore_mismatched_sizes=True to start a new guard and train it"
             )
         return None
 
-    def declare(self, categories):
-        """Seals the guard as trained for these names, even with a last bias of zeros."""
-        self._set_digest(_digests(categories)[1])
+    def seal(self, categories):
+        """Writes down what the columns mean: these names. Raises a ValueError if they were trained for others."""
+        if self._is_trained() and (reason := self.refusal(categories)):
+            raise ValueError(f"cannot go on training: {reason}")
+        self.categories_digest.copy_(_digest(categories))
 
-    @torch.no_grad()
+    def declare(self, categories):
+        """Seals the guard as trained for these names, whatever it was trained for."""
+        if not self._is_trained():
+            self.mlp[-1].bias.data.add_(1e-4)  # the same for all columns: no probability moves
+        self.categories_digest.copy_(_digest(categories))
+
     def start_anew(self, std):
         """Draws the last layer anew: the guard is untrained, and may learn any categories."""
         nn.init.normal_(self.mlp[-1].weight, std=std)
         nn.init.zeros_(self.mlp[-1].bias)
-        self._set_digest(bytes(32))
+        self.categories_digest.zero_()
 
     @torch.no_grad()
     def _is_trained(self):
         last = self.mlp[-1]
         # Not last.bias: weights that are offloaded or sharded come to their place when their layer is called.
-        zeros = torch.zeros(1, last.in_features, dtype=self.mlp[0].weight.dtype, device=self.categories_digest.device)
+        zeros = torch.zeros(1, last.in_features, dtype=last.bias.dtype, device=self.categories_digest.device)
         return bool(last(zeros).any())
 
-    def _digest(self):
-        return bytes(self.categories_digest.tolist())
 
-    def _set_digest(self, digest):
-        self.categories_digest.copy_(torch.tensor(list(digest), dtype=torch.uint8))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        if f"{prefix}mlp.{len(self.mlp) - 1}.bias" in state_dict:  # a guard that was saved without a digest
-            state_dict.setdefault(prefix + DIGEST, torch.zeros_like(self.categories_digest))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _digests(categories):
-    """The digests (`tuple[bytes, bytes]`) of names that were trained, and of names that were declared."""
-    names = "\0".join(categories).encode()
-    return hashlib.sha256(names).digest(), hashlib.sha256(b"declared\0" + names).digest()
+def _digest(categories):
+    return torch.tensor([*hashlib.sha256("\0".join(categories).encode()).digest()], dtype=torch.uint8)
 
 
 def pool(hidden_states, pictures, granularity="prompt"):
     """
-    What the guard scores: float32 means, since a sum of a thousand fp16 tokens loses the tail.
-
     `(batch_size, sequence_length, hidden_size)` states and their `list[Picture]` -> `(prompts with a picture,
-    hidden_size)`, or by "image" `(num_pictures, hidden_size)`, or by "patch" the `(picture tokens, hidden_size)`.
+    hidden_size)`, or by "image" `(num_pictures, hidden_size)`, or by "patch" the `(picture tokens, hidden_size)`:
+    float32 means, since a sum of a thousand fp16 tokens loses the tail.
     """
     if not pictures:
         return hidden_states[:, :0].flatten(0, 1).float()  # no rows, but with a gradient, which DDP wants
@@ -122,16 +103,23 @@ def arrange(rows, pictures, batch_size, granularity="prompt"):
     if granularity == "image":
         return rows
     whole = rows.new_full((batch_size, rows.shape[1]), float("nan"))
-    return whole.index_copy(0, torch.tensor(sorted({p.row for p in pictures}), device=rows.device, dtype=int), rows)
+    whole[sorted({p.row for p in pictures})] = rows
+    return whole
 
 
-def check_labels(name, labels, num_expected, num_categories):
-    """Raises a ValueError unless `labels` are `(num_expected,)` integers in [0, num_categories), or -100 for none."""
-    kind = f"{getattr(labels, 'dtype', type(labels).__name__)} of shape {tuple(getattr(labels, 'shape', ()))}"
-    if kind not in {f"torch.int{bits} of shape ({num_expected},)" for bits in (32, 64)}:
-        raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({num_expected},), got {kind}")
-    if wrong := [label for label in labels.tolist() if label != IGNORED and not 0 <= label < num_categories]:
-        raise ValueError(
-            f"{name} holds {wrong[0]}, but the config has {num_categories} categories (0-{num_categories - 1}, or "
-            "-100 for none); was the data labelled with another taxonomy?"
-        )
+def check_labels(safety_labels, picture_categories, pictures, batch_size, config):
+    """Raises a ValueError unless each prompt or picture has the integer of a category, or -100 for none."""
+    known = f"{config.num_safety_categories} categories (0-{config.num_safety_categories - 1}, or -100 for none)"
+    for name, labels, size, labelled in (
+        ("safety_labels", safety_labels, batch_size, {picture.row for picture in pictures}),
+        ("picture_categories", picture_categories, len(pictures), range(len(pictures))),
+    ):
+        if labels is None:
+            continue
+        kind = f"{getattr(labels, 'dtype', type(labels).__name__)} of shape {tuple(getattr(labels, 'shape', ()))}"
+        if kind not in (f"torch.int64 of shape ({size},)", f"torch.int32 of shape ({size},)"):
+            raise ValueError(f"{name} must be a tensor of integers (torch.long) of shape ({size},), got {kind}")
+        if wrong := {*labels.tolist()} - {IGNORED, *range(config.num_safety_categories)}:
+            raise ValueError(f"{name} holds {max(wrong)}, but the config has {known}: label by the names it lists")
+        if bare := [number for number in labels.ne(IGNORED).nonzero().flatten().tolist() if number not in labelled]:
+            raise ValueError(f"{name} name a category, but prompts {bare} hold no picture: use -100 for them")

@@ -1,22 +1,25 @@
-"""A Qwen2.5-VL of 100,000 random parameters, with and without guard, and batches made by hand."""
+"""A Qwen2.5-VL of 100,000 random parameters, with and without guard, batches made by hand, and ways to load it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModel, AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from safeqwen import SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP, HOLISAFE_CATEGORIES
 
 
 ROOT = Path(__file__).parents[1]
-CODE_FILES = tuple(sorted(file.name for file in ROOT.glob("*_safeqwen.py")))
+CODE_FILES = sorted(path.name for path in ROOT.glob("*_safeqwen.py"))
+DIGEST = "img_safety_head.categories_digest"
 
 PAD, BOS, EOS = 0, 1, 2
 IMAGE, VIDEO, VISION_START, VISION_END = 110, 111, 112, 113
@@ -163,18 +166,25 @@ def head_by_hand(state_dict, pooled):
     return hidden @ state_dict["img_safety_head.mlp.3.weight"].T + state_dict["img_safety_head.mlp.3.bias"]
 
 
+def digest_of(names, prefix=b""):
+    """The 32 bytes (`list[int]`) that stand in a guard trained for these names, as DESIGN fixes them."""
+    return list(hashlib.sha256(prefix + "\0".join(names).encode()).digest())
+
+
 def released_tensors(state_dict):
-    """Our tensors under the names of the released checkpoint."""
+    """Our tensors under the names of the released checkpoint, which knows no digest."""
     renames = (("model.language_model.", "model."), ("model.visual.", "visual."))
     released = {}
     for name, tensor in state_dict.items():
+        if name == DIGEST:
+            continue
         old = next((new + name.removeprefix(long) for long, new in renames if name.startswith(long)), name)
         released[old] = tensor
     return released
 
 
 def write_released_folder(folder, state_dict, dtype=torch.float32, num_shards=1, **config):
-    """A folder as released: flat config, old tensor names; with our two code files beside them."""
+    """A folder as released: flat config, old tensor names; with our code files beside them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     categories = HOLISAFE_CATEGORIES
@@ -210,3 +220,70 @@ def write_released_folder(folder, state_dict, dtype=torch.float32, num_shards=1,
     for name in CODE_FILES:
         shutil.copy(ROOT / name, folder)
     return folder
+
+
+def rewrite(folder, drop=(), **changes):
+    """Leaves out the tensors whose names hold one of `drop`, and writes `changes` over the others."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+    assert not drop or len(kept) < len(tensors)
+    save_file({**kept, **changes}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def edit_config(folder, **fields):
+    """Writes `fields` into a folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- loading and judging
+
+
+def by_auto_class(auto_class):
+    return lambda *args, **kwargs: auto_class.from_pretrained(*args, trust_remote_code=True, **kwargs)
+
+
+INPUTS = batch([5, Pic(4, 6, seed=1), 7, 8], [Pic(4, 4, seed=2), 9])
+ROUTES = {
+    "AutoModelForImageTextToText": by_auto_class(AutoModelForImageTextToText),
+    "AutoModel": by_auto_class(AutoModel),
+    "AutoModelForCausalLM": by_auto_class(transformers.AutoModelForCausalLM),
+    "class": SafeQwen2_5_VLForConditionalGeneration.from_pretrained,
+}
+if VERSION_4:
+    ROUTES["AutoModelForVision2Seq"] = by_auto_class(transformers.AutoModelForVision2Seq)
+else:
+    ROUTES["AutoModelForMultimodalLM"] = by_auto_class(transformers.AutoModelForMultimodalLM)
+
+
+def load_plainly(folder, **kwargs):
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, **{"dtype": torch.float32, **kwargs})
+
+
+def verdict(model):
+    return model(**INPUTS, do_safety=True).img_safety_probs
+
+
+def assert_same_tensors(model, state_dict, dtype=torch.float32):
+    """All but the digest of the categories, which loading writes."""
+    loaded = model.state_dict()
+    assert set(loaded) == set(state_dict)
+    for name in set(state_dict) - {DIGEST}:
+        assert loaded[name].dtype == dtype, name
+        assert torch.equal(loaded[name], state_dict[name].to(dtype)), name
+
+
+def assert_refuses(model, message):
+    """No entry gives a verdict, and the model still answers."""
+    for call in (
+        lambda: model(**INPUTS, do_safety=True),
+        lambda: model.guard(**INPUTS),
+        lambda: model.generate(**INPUTS, do_safety=True, max_new_tokens=1),
+        lambda: model.generate(**INPUTS, safety_threshold=0.5, max_new_tokens=1),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert model(**INPUTS).logits.isfinite().all()
+    assert model.generate(**INPUTS, max_new_tokens=2).shape[1] > INPUTS["input_ids"].shape[1]

@@ -25,25 +25,21 @@ AUTO_MAP = {
     **{f"AutoModel{suffix}": f"modeling_safeqwen.{ARCHITECTURE}" for suffix in AUTO_CLASSES},
     "AutoModelForImageClassification": "modeling_safeqwen.SafeQwen2_5_VLForImageClassification",
 }
-GUARD_FIELDS = ("safety_categories", "num_safety_categories", "safety_head_hidden_scale", "safety_num_hidden_layers")
-GUARD_FIELDS += ("safety_loss_lambda", "safety_prompt_ids")
 
 
 class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     """
-    A Qwen2.5-VL configuration with a guard.
+    A Qwen2.5-VL configuration, nested or flat as released, with a guard.
 
     Args:
-        safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20):
-            Name of each output column of the guard, in order; two or more, no duplicates, none empty.
-        num_safety_categories (`int`, *optional*): checked against the length of `safety_categories`.
+        safety_categories (`list[str]`, *optional*, defaults to HoliSafe's 20): name of each output column of the
+            guard, in order; two or more, no duplicates, none empty. `num_safety_categories` is checked against them.
         safety_head_hidden_scale (`float`, *optional*, defaults to 0.5): width of the guard's hidden layers as a
             multiple of the language model's hidden size.
-        safety_num_hidden_layers (`int`, *optional*, defaults to 1): in the guard; 0 makes it a linear probe.
+        safety_num_hidden_layers (`int`, *optional*, defaults to 1): of the guard; 0 makes it a linear probe.
         safety_loss_lambda (`float`, *optional*, defaults to 1.0): weight of the safety loss beside the LM loss.
         safety_prompt_ids (`dict[str, list[int]]`, *optional*, defaults to the released model's): token ids `"before"`
             and `"after"` the placeholders of a picture that is judged without text, for clients without a tokenizer.
-        kwargs: what `Qwen2_5_VLConfig` takes, nested (`text_config`, `vision_config`) or flat as released.
     """
 
     model_type = "qwen2_5_vl"  # for processors, PEFT, TRL and serving engines it is Qwen2.5-VL
@@ -55,6 +51,7 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
     ):  # fmt: skip
         self.safety_categories = list(HOLISAFE_CATEGORIES if safety_categories is None else safety_categories)
         super().__init__(**kwargs)
+        vars(self.text_config).pop("id2label", None)  # where 4.57 would look for ours
         # A checkpoint from the Hub names its repository here; but the code travels with every folder that is saved.
         self.auto_map = {**(auto_map or {}), **AUTO_MAP}
         self.safety_head_hidden_scale = safety_head_hidden_scale
@@ -62,36 +59,14 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
         self.safety_loss_lambda = safety_loss_lambda
         self.safety_prompt_ids = safety_prompt_ids or {side: [*ids] for side, ids in RELEASED_PROMPT_IDS.items()}
         check_categories(self.safety_categories, num_safety_categories)
-        for name, lowest, kinds in (
-            ("safety_head_hidden_scale", 1e-9, (int, float)),
-            ("safety_num_hidden_layers", 0, int),
-            ("safety_loss_lambda", 0, (int, float)),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number (whole, of layers) from {lowest}, got {value!r}")
+        for name, lowest in (("head_hidden_scale", 1e-9), ("num_hidden_layers", 0), ("loss_lambda", 0)):
+            value, kind = getattr(self, f"safety_{name}"), "whole" if name == "num_hidden_layers" else "finite"
+            if type(value) not in (int, int if kind == "whole" else float) or not lowest <= value < float("inf"):
+                raise ValueError(f"safety_{name} must be a {kind} number from {lowest}, got {value!r}")
 
-    @property
-    def num_safety_categories(self):
-        """`int`: number of output columns of the guard."""
-        return len(self.safety_categories)
-
-    @property
-    def id2label(self):
-        """`dict[int, str]`: the categories, where image classification looks for them."""
-        return dict(enumerate(self.safety_categories))
-
-    @id2label.setter
-    def id2label(self, value):
-        pass  # the library sets LABEL_0, LABEL_1, ...
-
-    @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        """As the parent's, with overrides of the guard's fields checked like the folder's own fields."""
-        override = {key: kwargs.pop(key) for key in [*kwargs] if key in GUARD_FIELDS}
-        if "safety_categories" in override:
-            override.setdefault("num_safety_categories", None)  # the folder's counts its own categories
-        return super().from_dict({**config_dict, **override}, **kwargs)
+    num_safety_categories = property(lambda self: len(self.safety_categories))  # output columns of the guard
+    # the categories where image classification looks for them; the library sets LABEL_0, LABEL_1, ...
+    id2label = property(lambda self: dict(enumerate(self.safety_categories)), lambda self, value: None)
 
     def to_dict(self):
         """The parent's dictionary, with `num_safety_categories` and what both generations of transformers need."""
@@ -104,21 +79,15 @@ class SafeQwen2_5_VLConfig(Qwen2_5_VLConfig):
             if fields.get("dtype") is not None:
                 part["dtype"] = fields["dtype"]
         if text.get("rope_parameters"):  # transformers 5.x; 4.x knows these under other names or in another place
-            rope = dict(text["rope_parameters"])
-            text["rope_theta"] = rope.pop("rope_theta")
-            text["rope_scaling"] = rope
+            text["rope_scaling"] = dict(text["rope_parameters"])
+            text["rope_theta"] = text["rope_scaling"].pop("rope_theta")
             text["tie_word_embeddings"] = self.tie_word_embeddings
         return fields
 
 
 def check_categories(names, num_names=None):
-    """Raises a ValueError unless `names` are two or more, `num_names` of them if that is given, and all different."""
-    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"safety_categories must hold two or more non-empty names, got {names!r}")
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"safety_categories must not repeat a name, but {duplicates} occur more than once")
+    """Raises a ValueError unless `names` are two or more, all different, and `num_names` if that is given."""
+    if len({*names}) < max(2, len(names)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"safety_categories must be two or more names, none empty, none twice, got {names!r}")
     if num_names is not None and num_names != len(names):
         raise ValueError(f"num_safety_categories is {num_names}, but safety_categories are {len(names)}; leave it out")
-
-
-__all__ = ["SafeQwen2_5_VLConfig"]

@@ -2,11 +2,9 @@
 SafeQwen2.5-VL: Qwen2.5-VL with a Visual Guard Module (arXiv 2506.04704), which maps the mean of the last hidden states
 over a prompt's picture tokens to one logit per safety category. Tokens and text logits stay the base model's.
 
-Read `forward` first. `guard_safeqwen` holds the guard, and says when it may judge; `pictures_safeqwen` finds pictures;
-`compat_safeqwen` holds facts about versions of transformers.
+Read `forward` first. `guard_safeqwen` has the guard and when it may judge, `compat_safeqwen` facts about transformers.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .compat_safeqwen import CACHE, TAKES_ENCODED_PICTURES, TAKES_TOKEN_TYPES, StockOutput, check_loaded  # isort: skip
 from .compat_safeqwen import check_tensors, current_name, register_renames, spare_guard  # isort: skip
-from .configuration_safeqwen import GUARD_FIELDS, SafeQwen2_5_VLConfig, check_categories
+from .configuration_safeqwen import SafeQwen2_5_VLConfig, check_categories
 from .guard_safeqwen import DIGEST, GUARD, IGNORED, SafetyHead, arrange, check_labels, pool
 from .pictures_safeqwen import find_pictures, find_token_types
 
@@ -34,13 +32,7 @@ PICTURE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "vide
 
 @dataclass
 class SafeQwen2_5_VLVerdict(ModelOutput):
-    """
-    A verdict: both fields float32, `None` if there is no picture, and of the shapes that `guard` documents.
-
-    Args:
-        img_safety_logits (`torch.FloatTensor`, or a list of them for `granularity="patch"`): scores.
-        img_safety_probs (the same): their softmax over the categories, in [0, 1].
-    """
+    """A verdict: float32 scores, and their softmax, of the shapes that `guard` documents; `None` without a picture."""
 
     img_safety_logits: torch.FloatTensor | list[torch.FloatTensor] | None = None
     img_safety_probs: torch.FloatTensor | list[torch.FloatTensor] | None = None
@@ -54,16 +46,12 @@ class SafeQwen2_5_VLVerdict(ModelOutput):
 @dataclass
 class SafeQwen2_5_VLCausalLMOutputWithPast(SafeQwen2_5_VLVerdict, StockOutput):
     """
-    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`.
-
-    Args:
-        safety_loss (`torch.FloatTensor` of shape `()`, *optional*, when `safety_labels` are given):
-            Cross-entropy averaged over the labels, of prompts and of pictures, that are not -100; 0 if there are none.
-        picture_safety_logits (`torch.FloatTensor` of shape `(num_pictures, num_safety_categories)`, *optional*, when
-            `picture_categories` are given): float32 scores of each picture by itself, in the order of the prompts.
+    What Qwen2.5-VL's forward returns, and the verdict. `loss` is the LM loss + `safety_loss_lambda` * `safety_loss`;
+    `safety_loss`, of shape `()`, is the cross-entropy averaged over all labels that are not -100, 0 if there are none;
+    `picture_safety_logits`, of shape `(num_pictures, num_safety_categories)`, has the order of `picture_categories`.
     """
 
-    rope_deltas: torch.LongTensor | None = None  # transformers 4.x
+    rope_deltas: torch.LongTensor | None = None  # the backbone's, on some versions
     safety_loss: torch.FloatTensor | None = None
     picture_safety_logits: torch.FloatTensor | None = None
 
@@ -76,10 +64,8 @@ class SafeQwen2_5_VLGenerateOutput(SafeQwen2_5_VLVerdict, GenerateDecoderOnlyOut
 
 
 @dataclass
-class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLVerdict, GenerateBeamDecoderOnlyOutput):
-    """As `SafeQwen2_5_VLGenerateOutput`, from a beam search."""
-
-    safety_flagged: torch.BoolTensor | None = None
+class SafeQwen2_5_VLGenerateBeamOutput(SafeQwen2_5_VLGenerateOutput, GenerateBeamDecoderOnlyOutput):
+    """The same, from a beam search."""
 
 
 class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -93,11 +79,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     _no_split_modules = [*(Qwen2_5_VLForConditionalGeneration._no_split_modules or ()), "SafetyHead"]
     _keys_to_ignore_on_load_missing = [rf"{GUARD}\.{DIGEST}"]  # released guards have none
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        register_renames(cls)
-
     def __init__(self, config):
+        register_renames(type(self))
         super().__init__(config)
         self.img_safety_head = SafetyHead(config)
         self.post_init()
@@ -121,11 +104,11 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         Args:
             do_safety (`bool`): judge the pictures among `input_ids`.
             granularity (`str`): what one verdict of `do_safety` is about, as in `guard`.
-            safety_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): category of each prompt in
+            safety_labels (`torch.LongTensor` of shape `(batch_size,)`): category of each prompt in
                 [0, num_safety_categories), or -100 for none. Adds the safety loss, and the verdict; an untrained guard
                 gives logits alone, and in training mode only.
-            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`, *optional*): beside them the category of
-                each picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
+            picture_categories (`torch.LongTensor` of shape `(num_pictures,)`): beside them the category of each
+                picture by itself, or -100. (Not "labels": Trainer would want those in every batch.)
 
         Raises:
             RuntimeError: on `do_safety` alone in training mode, or if `refusal` has a reason.
@@ -133,39 +116,31 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             ValueError: if pictures, placeholders, masks and labels do not fit together.
         """
         cache = past_key_values if cache is None else cache
-        has_pictures = pixel_values is not None or pixel_values_videos is not None
         judge = do_safety or safety_labels is not None or picture_categories is not None
         if judge:
-            self._check_request(input_ids, granularity, safety_labels, picture_categories)
+            self._check_request(input_ids, granularity, cache, safety_labels, picture_categories)
             pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            if TAKES_ENCODED_PICTURES and mm_encoder_outputs and not has_pictures:  # `generate` has compared the grids
+            if TAKES_ENCODED_PICTURES and mm_encoder_outputs:  # of `generate`
                 pixels = sum(len(part) for encoded in mm_encoder_outputs.values() for part in encoded.pooler_output)
             pictures = find_pictures(input_ids, attention_mask, pixels, self.config)
-            rows = sorted({picture.row for picture in pictures})
-            self._check_labels(safety_labels, picture_categories, rows, len(input_ids), len(pictures))
-            if pictures and position_ids is None and cache is not None and cache.get_seq_length() > 0:
-                raise ValueError("a verdict on pictures after a kept cache needs position_ids: pass the whole prompt")
+            check_labels(safety_labels, picture_categories, pictures, len(input_ids), self.config)
         if TAKES_TOKEN_TYPES:  # else the library silently gives the pictures the positions of text
-            derives = has_pictures and input_ids is not None
+            derives = input_ids is not None and not (pixel_values is None and pixel_values_videos is None)
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config) if derives else mm_token_type_ids
-        if mm_encoder_outputs:
-            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
-        # fmt: off
+        kwargs |= {"mm_encoder_outputs": mm_encoder_outputs} if mm_encoder_outputs else {}
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
             video_grid_thw=video_grid_thw, second_per_grid_ts=second_per_grid_ts, use_cache=use_cache,
             return_dict=True, **{CACHE: cache}, **kwargs,
-        )
-        # fmt: on
+        )  # fmt: skip
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden), after the last norm
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
 
         loss, verdict, safety = None, {}, {}
         if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         if judge:
             scores = self._score(pool(hidden_states, pictures, granularity))  # (prompts with a picture, categories)
             ready = self.refusal() is None
@@ -173,15 +148,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 verdict = SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(input_ids), granularity))
                 verdict["img_safety_probs"] = verdict.img_safety_probs if ready else None
         if safety_labels is not None:
-            targets = safety_labels.to(scores.device).long()[rows]
+            targets = safety_labels.to(scores.device).long()[sorted({picture.row for picture in pictures})]
             if picture_categories is not None:
                 alone = self._score(pool(hidden_states, pictures, "image"))  # (pictures, categories)
                 targets = torch.cat([targets, picture_categories.to(scores.device).long()])
                 scores, safety["picture_safety_logits"] = torch.cat([scores, alone]), alone if verdict else None
-            total = F.cross_entropy(
-                scores, targets, ignore_index=IGNORED, reduction="sum"
-            )  # a zero of no rows, for DDP
-            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)
+            total = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+            safety["safety_loss"] = total / targets.ne(IGNORED).sum().clamp(min=1)  # without labels a zero, for DDP
             weighted = self.config.safety_loss_lambda * safety["safety_loss"]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         stock = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
@@ -190,7 +163,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @torch.no_grad()
     def guard(self, granularity="prompt", **inputs):
         """
-        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal).
+        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal). It
+        takes what the processor returns, returns a [`SafeQwen2_5_VLVerdict`], and raises what `forward` does.
 
         Args:
             granularity (`str`): what one verdict is about.
@@ -198,10 +172,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video by itself, in their order.
                 - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, over its merged
                   patches; `(frames, rows, columns, num_safety_categories)` for a video.
-            inputs: what the processor returns.
-
-        Returns:
-            [`SafeQwen2_5_VLVerdict`], or what `forward` raises.
         """
         self._check_request(inputs.get("input_ids"), granularity)
         hidden_states, pictures = self.picture_states(**inputs)
@@ -211,30 +181,24 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return SafeQwen2_5_VLVerdict.of(arrange(scores, pictures, len(hidden_states), granularity))
 
     @torch.no_grad()
-    def picture_states(
-        self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **pixels
-    ):
-        """
-        The last hidden states `(batch_size, length, hidden_size)` up to the last picture, zeros for prompts without
-        one; and the pictures (`list[Picture]`). Takes what the processor returns.
-        """
-        if unknown := pixels.keys() - {*PICTURE_INPUTS}:
-            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}")
-        pictures = find_pictures(input_ids, attention_mask, [*map(pixels.get, PICTURE_INPUTS)], self.config)
+    def picture_states(self, input_ids, attention_mask=None, second_per_grid_ts=None, mm_token_type_ids=None, **given):
+        """The last hidden states `(batch_size, length, hidden_size)` up to the last picture, and `list[Picture]`."""
+        if unknown := given.keys() - {*PICTURE_INPUTS}:
+            raise TypeError(f"expected what the processor returns, got {sorted(unknown)}: leave them out")
+        pictures = find_pictures(input_ids, attention_mask, [*map(given.get, PICTURE_INPUTS)], self.config)
         rows, length = sorted({p.row for p in pictures}), max((p.start + p.size for p in pictures), default=0)
-        states = self.lm_head.weight.new_zeros(len(input_ids), length, self.config.text_config.hidden_size)
-        if pictures:
-            mask = None if attention_mask is None else attention_mask[rows, :length]
-            prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
-            types = (
-                {"mm_token_type_ids": find_token_types(prompt["input_ids"], self.config)} if TAKES_TOKEN_TYPES else {}
-            )
-            grids = {name: pixels.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-            # Else the library keeps the positions on the module, where an answer in another thread needs its own.
-            positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids, **types)
-            outputs = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **pixels)
-            states = states.to(outputs.last_hidden_state)
-            states[rows] = outputs.last_hidden_state
+        if not pictures:
+            return torch.zeros(len(input_ids), 0, self.config.text_config.hidden_size), pictures
+        mask = None if attention_mask is None else attention_mask[rows, :length]
+        prompt = {"input_ids": input_ids[rows, :length], "attention_mask": mask}
+        if TAKES_TOKEN_TYPES:
+            prompt["mm_token_type_ids"] = find_token_types(prompt["input_ids"], self.config)
+        grids = {name: given.get(name) for name in PICTURE_INPUTS if name.endswith("grid_thw")}
+        # Else the library keeps the positions on the module, where an answer in another thread needs its own.
+        positions, _ = self.model.get_rope_index(second_per_grid_ts=second_per_grid_ts, **prompt, **grids)
+        found = self.model(position_ids=positions, use_cache=False, return_dict=True, **prompt, **given)[0]
+        states = found.new_zeros(len(input_ids), *found.shape[1:])  # prompts without a picture keep zeros
+        states[rows] = found
         return states, pictures
 
     def generate(self, *args, do_safety=False, safety_threshold=None, granularity="prompt", **kwargs):
@@ -248,21 +212,18 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 their worst picture with `granularity="image"`, end after the prefill. Implies `do_safety`.
             granularity (`str`): what one verdict is about, as in `guard`.
 
-        Returns:
-            [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary were
-            asked for; otherwise what the library returns. Raises what `forward` does.
+        Returns [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary
+        were asked for; otherwise what the library returns. Raises what `forward` does.
         """
         kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
         args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
-        has_pictures = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
-        if TAKES_TOKEN_TYPES and has_pictures and input_ids is not None:  # as in forward
+        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
+        if TAKES_TOKEN_TYPES and input_ids is not None and any(part is not None for part in pixels):  # as in forward
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
         if not do_safety and safety_threshold is None:
             return super().generate(*args, **kwargs)
-
-        self._check_request(input_ids, granularity)
+        self._check_request(input_ids, granularity, kwargs.get("cache", kwargs.get("past_key_values")))
         eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
-        pixels = [*map(kwargs.get, PICTURE_INPUTS)]
         pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
         prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
         if safety_threshold is not None:
@@ -272,7 +233,7 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
         kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
         output = super().generate(*args, **kwargs)
-        if isinstance(output, torch.Tensor):
+        if not isinstance(output, ModelOutput):
             if do_safety and not hasattr(prefill.streamer, "put_verdict"):
                 logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
             return output
@@ -280,8 +241,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         with_verdict = SafeQwen2_5_VLGenerateBeamOutput if is_beam else SafeQwen2_5_VLGenerateOutput
         return with_verdict(**output, **prefill.verdict, safety_flagged=prefill.flagged)
 
-    def prepare_inputs_for_generation(self, *args, prefill=None, **kwargs):
-        return super().prepare_inputs_for_generation(*args, **kwargs)  # forward has no business with `prefill`
+    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, prefill=None, **kwargs):  # keeps `prefill` back
+        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         if prefill := model_kwargs.pop("prefill", None):  # these are its outputs; later steps are the library's own
@@ -289,17 +250,12 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             del model_kwargs["do_safety"], model_kwargs["granularity"]
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
-    # ------------------------------------------------------------------------------------------- what is not judged
-
     def refusal(self):
         """Why these weights cannot judge (`str`), or `None` if they can."""
         return self.img_safety_head.refusal(self.config.safety_categories)
 
     def mark_trained(self, categories=None):
-        """
-        Declares the guard trained, by its present names or by others (`list[str]`) for the same columns: to rename
-        categories, and after LoRA on the guard's own layers, which leaves its last bias at zero.
-        """
+        """Declares the guard trained for its names or new ones (`list[str]`): to rename, or after LoRA on itself."""
         categories = list(categories or self.config.safety_categories)
         check_categories(categories, self.config.num_safety_categories)
         self.img_safety_head.declare(categories)
@@ -310,44 +266,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         logits = self.img_safety_head(pooled, self.config.safety_categories)
         if not self.training and not (pooled.isfinite().all() and logits.isfinite().all()):
             raise FloatingPointError(
-                "the features or scores of a picture are NaN or infinite, so there is no verdict; in float16 this is "
-                "an overflow: load the model with dtype=torch.bfloat16 or torch.float32"
+                "no verdict: scores are NaN or infinite; if float16 overflowed, load as torch.bfloat16"
             )
         return logits
 
-    def _check_request(self, input_ids, granularity, safety_labels=None, picture_categories=None):
-        judges, no_ids = safety_labels is None, not isinstance(input_ids, torch.Tensor)
-        for wrong, what in (
-            (granularity not in GRANULARITIES, f"granularity must be one of {GRANULARITIES}, got {granularity!r}"),
-            (
-                judges and picture_categories is not None,
-                "picture_categories need safety_labels (-100: none) beside them",
-            ),
-            (
-                not judges and granularity != "prompt",
-                f"safety_labels go with granularity 'prompt', got {granularity!r}",
-            ),
-            (no_ids, "a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand"),
-        ):
-            if wrong:
-                raise ValueError(what)
-        if judges and self.training:
-            raise RuntimeError(
-                "in training mode dropout makes verdicts random: call model.eval(), or pass safety_labels"
-            )
-        if judges and (refusal := self.refusal()):
-            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
-
-    def _check_labels(self, safety_labels, picture_categories, rows, batch_size, num_pictures):
-        num_categories = self.config.num_safety_categories
-        if picture_categories is not None:
-            check_labels("picture_categories", picture_categories, num_pictures, num_categories)
+    def _check_request(self, input_ids, granularity, cache=None, safety_labels=None, picture_categories=None):
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
+        if not isinstance(input_ids, torch.Tensor):
+            raise ValueError("a verdict needs the prompt as input_ids, whose placeholders tell where pictures stand")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("a verdict does not go with a kept cache: pass the whole conversation without it")
         if safety_labels is not None:
-            check_labels("safety_labels", safety_labels, batch_size, num_categories)
-            if bare := [
-                row for row, label in enumerate(safety_labels.tolist()) if label != IGNORED and row not in rows
-            ]:
-                raise ValueError(f"safety_labels name a category, but prompts {bare} hold no picture: use {IGNORED}")
+            if granularity != "prompt":
+                raise ValueError(f"safety_labels go with granularity='prompt', got {granularity!r}")
+            return
+        if picture_categories is not None:
+            raise ValueError("picture_categories need safety_labels beside them: pass -100 for prompts without one")
+        if self.training:
+            raise RuntimeError("dropout makes verdicts random in training: call model.eval(), or pass safety_labels")
+        if refusal := self.refusal():
+            raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
 
     def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
@@ -357,36 +296,28 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((value for value in values if value is not None), None)
 
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        categories, eos_token_id = self.config.safety_categories, setting("eos_token_id")
-        is_bad = isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1
-        for wrong, what in (
-            (kwargs.get("inputs_embeds") is not None, "verdict does not go with inputs_embeds: pass input_ids"),
-            (kwargs.get("mm_encoder_outputs"), "verdict does not go with mm_encoder_outputs: pass pixel_values"),
-            (kwargs.get("assistant_model") is not None, "verdict does not go with an assistant_model: leave it out"),
-            (cache is not None and cache.get_seq_length(), "verdict does not go with a kept cache: leave it out"),
-            (setting("prefill_chunk_size"), "verdict does not go with prefill_chunk_size: leave it out"),
-            (threshold is not None and is_bad, f"safety_threshold must be a probability in [0, 1], got {threshold!r}"),
-            (threshold is not None and "safe" not in categories, f"safety_threshold needs 'safe' among {categories}"),
-            (threshold is not None and granularity == "patch", "safety_threshold judges no patches: pass 'image'"),
-            (
-                threshold is not None and eos_token_id is None,
-                "safety_threshold ends answers by eos_token_id: pass one",
-            ),
-            (threshold is not None and setting("prompt_lookup_num_tokens"), "safety_threshold with prompt lookup"),
-        ):
-            if wrong:
-                raise ValueError(f"{what} (see generate's documentation)")
-        return eos_token_id
-
-    # ---------------------------------------------------------------------------------------------- loading and saving
+        for name in ("inputs_embeds", "mm_encoder_outputs", "assistant_model", "prefill_chunk_size"):
+            if setting(name) is not None:
+                raise ValueError(f"a verdict does not go with {name}: pass input_ids and pixel_values without it")
+        if threshold is None:
+            return None
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise ValueError(f"safety_threshold must be a probability in [0, 1], got {threshold!r}")
+        if "safe" not in self.config.safety_categories:
+            raise ValueError(f"safety_threshold needs a category 'safe', but they are {self.config.safety_categories}")
+        if granularity == "patch":
+            raise ValueError("safety_threshold goes with granularity 'prompt' or 'image', got 'patch'")
+        if setting("prompt_lookup_num_tokens") is not None:
+            raise ValueError("safety_threshold does not go with prompt_lookup_num_tokens: leave out one of them")
+        if setting("eos_token_id") is None:
+            raise ValueError("safety_threshold ends answers by an eos_token_id, but none is set: pass one")
+        return setting("eos_token_id")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """
-        As the library's, but weights that do not fit the config are refused (RuntimeError). A missing guard is left to
-        be trained; with `ignore_mismatched_sizes=True` one of other categories starts anew. A `quantization_config`
-        that is given here leaves guard and `lm_head` as they are.
+        As the library's, but weights that do not fit the config raise a RuntimeError; without a guard it is a base to
+        train. With `ignore_mismatched_sizes=True` a guard of other categories starts anew. Quantisers spare the guard.
         """
         path, config = pretrained_model_name_or_path, kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
@@ -395,13 +326,13 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if getattr(model, "_hf_peft_config_loaded", False):  # 5.x would not tell what the base lacked
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
-        for name in GUARD_FIELDS:  # fields of the config that are given here are left in the other configuration, too
-            vars(model.generation_config).pop(name, None)
+        for name in [name for name in vars(model.generation_config) if name.startswith("safety_")]:
+            delattr(model.generation_config, name)  # given here for the config, it is left there, too
         head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
-            options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
-            saved, _ = cls.config_class.get_config_dict(path, **options)
-            head.seal(cls.config_class.from_dict(saved).safety_categories)
+            saved = cls.config_class.from_pretrained(path, **{o: kwargs[o] for o in HUB_OPTIONS if o in kwargs})
+            if head.refusal(saved.safety_categories) is None:
+                head.seal(saved.safety_categories)
         if kwargs.get("ignore_mismatched_sizes") and head.refusal(model.config.safety_categories):
             head.start_anew(model.config.text_config.initializer_range)
         return (model, info) if output_loading_info else model
@@ -412,20 +343,22 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # `save_pretrained` writes the released names, and Trainer resumes by load_state_dict(strict=False): without
-        # this it would take the guard of the checkpoint and leave the backbone as it is.
+        # Trainer resumes from the released names that `save_pretrained` writes, by load_state_dict(strict=False).
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[prefix + current_name(key.removeprefix(prefix))] = state_dict.pop(key)
+            if key == f"{prefix}{GUARD}.mlp.0.bias":  # a guard that was saved without a digest
+                state_dict.setdefault(f"{prefix}{GUARD}.{DIGEST}", torch.zeros(32, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As the library's; weights of an earlier save in the folder, which would win over these, are removed."""
-        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
-        before = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+        if kwargs.get("state_dict") is None and self.refusal() is None:  # a guard may be trained without the model
+            self.img_safety_head.seal(self.config.safety_categories)
         super().save_pretrained(save_directory, *args, **kwargs)
-        stale = [file for file in before if file.exists() and file.stat().st_mtime_ns == before[file]]
-        if len(stale) == 1 and all(file.exists() for file in files):
-            stale[0].unlink()
+        files = [Path(save_directory, name) for name in ("model.safetensors", "model.safetensors.index.json")]
+        ages = sorted((file.stat().st_mtime_ns, file) for file in files if file.exists())
+        if len(ages) == 2 and ages[0][0] < ages[1][0]:
+            ages[0][1].unlink()
 
 
 class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneration):
@@ -436,13 +369,10 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
 
     @can_return_tuple
     def forward(self, pixel_values, image_grid_thw, **kwargs):
-        """
-        `guard`'s logits `(num_pictures, num_safety_categories)`, float32, of pictures as the image processor returns
-        them, each under the prompt of `config.safety_prompt_ids`. `config.id2label` names the columns.
-        """
+        """`guard`'s float32 logits, `(num_pictures, num_safety_categories)`, by the prompt of `safety_prompt_ids`."""
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
         if max(*before, *after) >= self.config.text_config.vocab_size:
-            raise ValueError("config.safety_prompt_ids exceed the vocabulary; set those of this model's chat template")
+            raise ValueError("config.safety_prompt_ids exceed the vocabulary: set those of this model's chat template")
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
         inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
@@ -464,20 +394,17 @@ class Prefill(LogitsProcessor):
         """Keeps the verdict; of prompts that were repeated for beams or samples that of the first copy."""
         if not self.pictures:
             return
-        counts = Counter(range(self.batch_size) if self.granularity == "prompt" else [p.row for p in self.pictures])
-        copies = len(logits) // counts.total()
-        first = [copy == 0 for row in sorted(counts) for copy in range(copies) for _ in range(counts[row])]
-        logits = [scores for scores, is_first in zip(logits, first) if is_first]
+        rows = [*range(self.batch_size)] if self.granularity == "prompt" else [p.row for p in self.pictures]
+        copies = len(logits) // len(rows)  # of a prompt, and with it of what came for it, one behind the other
+        logits = [logits[number + (copies - 1) * rows.index(row)] for number, row in enumerate(rows)]
         if self.granularity == "patch":
             logits = [patches.reshape(*p.shape, -1) for patches, p in zip(logits, self.pictures)]
         self.verdict = SafeQwen2_5_VLVerdict.of(logits if self.granularity == "patch" else torch.stack(logits))
         if self.threshold is not None:
             unsafe = 1 - self.verdict.img_safety_probs[:, self.safe_column]
-            if self.granularity == "image":  # a prompt is as unsafe as the worst of its pictures
-                rows = torch.tensor([picture.row for picture in self.pictures], device=unsafe.device)
-                nothing = unsafe.new_full((self.batch_size,), float("nan"))
-                unsafe = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False)
-            self.flagged = unsafe >= self.threshold  # NaN rows: not flagged
+            # A prompt is as unsafe as the worst of its pictures; without one NaN, which is no threshold's.
+            nothing, rows = unsafe.new_full((self.batch_size,), float("nan")), torch.tensor(rows, device=unsafe.device)
+            self.flagged = nothing.scatter_reduce(0, rows, unsafe, "amax", include_self=False) >= self.threshold
         if hasattr(self.streamer, "put_verdict"):
             self.streamer.put_verdict(self.verdict)
 
@@ -489,8 +416,3 @@ class Prefill(LogitsProcessor):
         end[:, self.eos_token_id] = 0.0
         flagged = self.flagged.to(scores.device).repeat_interleave(len(scores) // len(self.flagged))  # one a beam
         return torch.where(flagged[:, None], end, scores)
-
-
-register_renames(SafeQwen2_5_VLForConditionalGeneration)
-
-__all__ = ["SafeQwen2_5_VLForConditionalGeneration", "SafeQwen2_5_VLForImageClassification"]

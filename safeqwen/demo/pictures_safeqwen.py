@@ -27,20 +27,12 @@ def find_token_types(input_ids, config):
 
 def find_pictures(input_ids, attention_mask, inputs, config):
     """
-    The pictures of a batch in the order of the prompts: a picture is a run of placeholders of one kind.
+    The pictures (`list[Picture]`) in the order of the prompts: a picture is a run of placeholders of one kind.
 
-    Args:
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`)
-        attention_mask (`torch.LongTensor` of the same shape, *optional*): those of other shapes are `generate`'s own.
-        inputs (`tuple` or `int`): pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of the still pictures,
-            and the same of the videos; or, of pictures that `generate` has encoded and compared with their grids, the
-            number (`int`) of their features.
-
-    Returns:
-        `list[Picture]`
-
-    Raises:
-        ValueError: if pixels, grids and placeholders do not match one by one, or the mask hides placeholders.
+    `inputs` are pixels `(num_patches, ...)` and grids `(num_pictures, 3)` of stills, and the same of videos; or
+    the number of features (`int`) that `generate` has encoded, of pictures that it found here before. A mask that has
+    not the shape of `input_ids`, `(batch_size, sequence_length)`, is `generate`'s own. Raises a ValueError if pixels,
+    grids and placeholders do not match one by one, or the mask hides placeholders.
     """
     token_types, merge = find_token_types(input_ids, config), config.vision_config.spatial_merge_size
     if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == token_types.shape:
@@ -61,8 +53,7 @@ def find_pictures(input_ids, attention_mask, inputs, config):
         patches, needed = 0 if pixels is None else len(pixels), sum(map(math.prod, grids))
         if patches != needed:
             raise ValueError(
-                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both as the "
-                "processor returned them"
+                f"the {name}s' pixels hold {patches} patches, but {name}_grid_thw asks for {needed}: pass both uncut"
             )
         merged = [(t, h // merge, w // merge) for t, h, w in grids]
         expected, found = [*map(math.prod, merged)], [size for _, _, size, of in runs if of == kind]

@@ -6,8 +6,7 @@ import pickle
 
 import pytest
 import torch
-from test_loading import INPUTS, assert_refuses, verdict
-from tiny import VERSION_4, build_guarded, for_stock, nested_config, write_released_folder
+from tiny import INPUTS, VERSION_4, assert_refuses, build_guarded, for_stock, verdict, write_released_folder
 from torch.testing import assert_close
 
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
@@ -78,17 +77,8 @@ def test_a_copy_judges_as_the_model_does(model, way):
 def test_a_copy_of_a_random_guard_does_not_judge(untrained, way):
     made = COPIES[way](untrained)
     for call in (lambda: made(**INPUTS, do_safety=True), lambda: made.guard(**INPUTS)):
-        with pytest.raises(RuntimeError, match="guard .* neither loaded nor trained"):
+        with pytest.raises(RuntimeError, match="guard .* never trained"):
             call()
-
-
-@pytest.mark.parametrize("way", COPIES)
-def test_a_copy_of_a_random_backbone_does_not_judge(state_dict, way):
-    guard = {name: tensor for name, tensor in state_dict.items() if name.startswith("img_safety_head.")}
-    random = SafeQwen2_5_VLForConditionalGeneration(nested_config()).eval()
-    random.load_state_dict(guard, strict=False)
-    with pytest.raises(RuntimeError, match="tensors of the backbone were neither loaded nor trained"):
-        COPIES[way](random).guard(**INPUTS)
 
 
 @pytest.mark.parametrize("way", [way for way in COPIES if way != "replica"])
@@ -98,7 +88,7 @@ def test_a_copy_in_the_midst_of_training_knows_what_was_trained(untrained, way):
     before_the_step = COPIES[way](copy.deepcopy(untrained))
     optimizer.step()
     after_the_step = COPIES[way](untrained)
-    assert_refuses(before_the_step.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(before_the_step.eval(), "guard .* never trained")
     assert verdict(after_the_step.eval()).isfinite().all()
 
 
@@ -106,7 +96,7 @@ def test_a_copy_in_the_midst_of_training_knows_what_was_trained(untrained, way):
 def test_a_copy_shares_nothing_with_the_model(untrained, model, way):
     trained = train_a_step(COPIES[way](untrained))
     assert verdict(trained).isfinite().all()
-    assert_refuses(untrained.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(untrained.eval(), "guard .* never trained")
     expected, made = verdict(model), COPIES[way](model)
     with torch.no_grad():
         made.img_safety_head.mlp[-1].weight.zero_()
@@ -142,21 +132,6 @@ def test_training_through_replicas_trains_the_model(tmp_path, untrained):
     assert torch.equal(verdict(loaded), expected)
 
 
-@pytest.mark.parametrize("frozen", [None, 0, 3])
-def test_training_through_a_replica_of_the_guard_trains_the_guard(untrained, frozen):
-    head, features = untrained.img_safety_head.train(), torch.randn(2, 64)
-    if frozen is not None:
-        head.mlp[frozen].weight.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=1e-3)
-    replica = replicate(head)
-    assert not replica.is_trained()
-    torch.nn.functional.cross_entropy(replica(features), LABELS).backward()
-    assert not head.is_trained()
-    optimizer.step()
-    assert head.is_trained() == replicate(head).is_trained() == (frozen is None)  # a part that is random spoils all
-    assert torch.equal(replicate(head.eval())(features), head(features))
-
-
 def test_a_training_forward_without_gradients_does_not_fail(untrained):
     with torch.no_grad():
         assert untrained.train()(**INPUTS, safety_labels=LABELS).loss.isfinite()
@@ -178,4 +153,4 @@ def test_resized_embeddings_leave_verdict_and_logits_alone(tmp_path, model, stoc
 
 def test_resized_embeddings_do_not_make_a_guard(untrained):
     untrained.resize_token_embeddings(140)
-    assert_refuses(untrained, "guard .* neither loaded nor trained")
+    assert_refuses(untrained, "guard .* never trained")

@@ -2,9 +2,20 @@
 
 import pytest
 import torch
-from tiny import IMAGE, VERSION_4, VIDEO, Pic, batch, build_guarded, for_stock, head_by_hand, stock_hidden_states
+from tiny import (
+    IMAGE,
+    VIDEO,
+    Pic,
+    batch,
+    build_guarded,
+    for_stock,
+    head_by_hand,
+    stock_hidden_states,
+    tokens,
+)
 from torch.testing import assert_close
 
+from safeqwen.hub.guard_safeqwen import pool
 from safeqwen.hub.pictures_safeqwen import Picture
 
 
@@ -97,16 +108,6 @@ def test_token_types_in_the_inputs_change_nothing(model):
         assert torch.equal(output.img_safety_logits, without.img_safety_logits)
 
 
-def test_embeddings_in_place_of_ids_give_the_same_verdict_and_logits(model):
-    inputs = batch([5, CAT, 7], [DOG, 6, SUN], [CLIP, 4])
-    expected = model(**inputs, do_safety=True)
-    embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
-    output = model(inputs_embeds=embeddings, **inputs, do_safety=True)
-    visible = inputs["attention_mask"].bool()
-    assert_close(output.img_safety_logits, expected.img_safety_logits)
-    assert_close(output.logits[visible], expected.logits[visible])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_give_float32_verdicts(state_dict, model, dtype):
     inputs = batch([5, CAT, 7], [SUN])
@@ -119,11 +120,11 @@ def test_half_precision_weights_give_float32_verdicts(state_dict, model, dtype):
     assert (output.img_safety_probs - full).abs().max() < (0.02 if dtype == torch.float16 else 0.15)
 
 
-def test_half_precision_features_are_averaged_in_float32(model):
+def test_half_precision_features_are_averaged_in_float32():
     # The mean of 1 and 1 + 2^-10 lies between two neighbours of float16.
     features = torch.full((4096, 1), 1.0, dtype=torch.float16)
     features[::2] = 1.0009765625
-    pooled = model._pool_prompts([features], [Picture(row=0, start=0, size=4096, modality=1, index=0, shape=(64, 64))])
+    pooled = pool(features[None], [Picture(row=0, start=0, size=4096, shape=(64, 64))])
     assert pooled.dtype == torch.float32
     assert pooled.item() == pytest.approx(1.00048828125, abs=1e-7)
 
@@ -198,14 +199,6 @@ def test_a_guard_whose_weights_are_stored_as_integers_gets_whole_features(model)
     assert torch.equal(model(**inputs, do_safety=True).img_safety_probs, expected)
 
 
-def test_encoded_pictures_are_not_judged(model):
-    inputs = batch([5, CAT, 7])
-    encoded = {"mm_encoder_outputs": {"image": object()}}
-    for call in (model, model.generate):
-        with pytest.raises(ValueError, match="mm_encoder_outputs"):
-            call(**inputs, **encoded, do_safety=True)
-
-
 def test_unlabelled_rows_give_the_guard_a_zero_gradient(model):
     for inputs, labels in (
         (batch([5, CAT, 7], [8, 9]), torch.tensor([-100, -100])),
@@ -236,8 +229,8 @@ def test_a_row_without_a_picture_does_not_spoil_the_gradient_of_the_others(model
     [
         (torch.tensor([20, 0]), r"holds 20, but the config has 20 categories \(0-19"),
         (torch.tensor([-1, 0]), "holds -1"),
-        (torch.tensor([0]), "2 prompts, got shape"),
-        (torch.tensor([[0], [0]]), "2 prompts, got shape"),
+        (torch.tensor([0]), r"integers \(torch.long\) of shape \(2,\), got torch.int64 of shape"),
+        (torch.tensor([[0], [0]]), r"integers \(torch.long\) of shape \(2,\), got torch.int64 of shape"),
         (torch.tensor([0.0, 1.0]), "tensor of integers"),
         (torch.tensor([True, False]), "tensor of integers"),
         ([0, 1], "tensor of integers .* got list"),
@@ -252,7 +245,7 @@ def test_bad_safety_labels_are_refused(model, labels, message):
     ("labels", "message"),
     [
         (torch.tensor([0, 20, 0]), "picture_categories holds 20"),
-        (torch.tensor([0, 0]), "one label for each of the 3 pictures, got shape"),
+        (torch.tensor([0, 0]), r"of shape \(3,\), got torch.int64 of shape"),
         ([0, 1, 2], "picture_categories must be a tensor of integers"),
     ],
 )
@@ -265,8 +258,11 @@ def test_bad_labels_of_pictures_are_refused(model, labels, message):
 
 
 def test_a_label_for_a_prompt_without_a_picture_is_refused(model):
-    with pytest.raises(ValueError, match="prompt 1 holds no picture"):
+    with pytest.raises(ValueError, match=r"prompts \[1\] hold no picture"):
         model(**batch([5, CAT], [6, 7]), safety_labels=torch.tensor([0, 0]))
+
+
+TORN = [112, 110, 110, 110, 6, 110, 110, 110, 113]
 
 
 def spoil(inputs, **changes):
@@ -277,27 +273,31 @@ def spoil(inputs, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixel_values": None, "image_grid_thw": None}, "hold 10 .* tokens, but the 0 pictures"),
-        ({"pixel_values": None}, "pixels hold 0 patches, but image_grid_thw .* asks for 40"),
-        ({"pixel_values": torch.zeros(24, 1176)}, "pixels hold 24 patches, but image_grid_thw .* asks for 40"),
+        ({"pixel_values": None, "image_grid_thw": None}, r"runs of \[\] placeholders .* hold \[6, 4\]"),
+        ({"pixel_values": None}, "pixels hold 0 patches, but image_grid_thw asks for 40"),
+        ({"image_grid_thw": None}, "pixels hold 40 patches, but image_grid_thw asks for 0"),
+        ({"pixel_values": torch.zeros(24, 1176)}, "pixels hold 24 patches, but image_grid_thw asks for 40"),
         (
             {"pixel_values": torch.zeros(24, 1176), "image_grid_thw": torch.tensor([[1, 4, 6]])},
-            "hold 10 .* tokens, but the 1 pictures .* need 6",
+            r"runs of \[6\] placeholders .* hold \[6, 4\]",
         ),
-        ({"image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]])}, "torn apart"),
+        ({"image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]])}, r"runs of \[4, 6\] placeholders .* hold \[6, 4\]"),
         (
             {"pixel_values": torch.zeros(56, 1176), "image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])},
-            "need 14",
+            r"runs of \[6, 4, 4\] placeholders .* hold \[6, 4\]",
         ),
+        ({"input_ids": torch.tensor([[5, *TORN, 7, *tokens(DOG)]])}, r"runs of \[6, 4\] .* hold \[3, 3, 4\]"),
         ({"attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 10])}, "hide part of a picture"),
     ],
     ids=[
         "no pictures",
         "grids without pixels",
+        "pixels without grids",
         "too few pixels",
         "one picture less",
         "swapped pictures",
         "one picture more",
+        "a picture in two pieces",
         "masked picture",
     ],
 )
@@ -315,8 +315,52 @@ def test_pictures_that_do_not_fit_their_placeholders_are_refused(model, method, 
 def test_pictures_that_belong_to_another_row_are_refused(model):
     inputs = batch([5, CAT, 7], [DOG, 8, 9, 10])
     inputs["image_grid_thw"] = inputs["image_grid_thw"].flip(0)  # the counts agree in sum only
-    with pytest.raises(ValueError, match="torn apart"):
+    with pytest.raises(ValueError, match=r"runs of \[4, 6\] placeholders .* hold \[6, 4\]"):
         model(**inputs, do_safety=True)
+
+
+def test_pictures_whose_placeholders_touch_are_refused(model):
+    """Two runs could be cut in more than one place."""
+    inputs = batch([5, CAT, DOG, 7])
+    ids = inputs["input_ids"][0].tolist()
+    keep = [index for index in range(len(ids)) if index not in (8, 9)]  # the first's end and the second's start
+    inputs = {**inputs, "input_ids": inputs["input_ids"][:, keep], "attention_mask": inputs["attention_mask"][:, keep]}
+    with pytest.raises(ValueError, match=r"runs of \[6, 4\] placeholders .* hold \[10\]"):
+        model(**inputs, do_safety=True)
+
+
+@pytest.mark.parametrize("granularity", ["image", "patch"])
+def test_forward_splits_the_verdict_as_guard_does(model, granularity):
+    inputs = batch([5, CAT, 7, DOG, 9], [9, 9], [6, SUN, CLIP])
+    output, expected = (call(**inputs, granularity=granularity) for call in (judging(model), model.guard))
+    for field in ("img_safety_logits", "img_safety_probs"):
+        assert len(output[field]) == 4
+        assert_close(output[field], expected[field], atol=1e-5, rtol=1e-5)
+
+
+def judging(model):
+    return lambda **inputs: model(**inputs, do_safety=True)
+
+
+@pytest.mark.parametrize("granularity", ["image", "patch"])
+def test_labels_of_prompts_go_with_verdicts_on_prompts(model, granularity):
+    with pytest.raises(ValueError, match="safety_labels go with granularity='prompt'"):
+        model(**batch([5, CAT]), safety_labels=torch.tensor([1]), granularity=granularity)
+
+
+def test_an_unknown_granularity_is_refused_by_forward(model):
+    with pytest.raises(ValueError, match="'image', 'patch'., got 'pixel'"):
+        model(**batch([5, CAT]), do_safety=True, granularity="pixel")
+
+
+def test_prompts_as_embeddings_are_stocks_without_a_verdict_and_refused_with_one(model, stock):
+    inputs = for_stock(batch([5, CAT, 7], [DOG, 6, SUN]))
+    embeddings = stock.get_input_embeddings()(inputs.pop("input_ids"))
+    stock.model.rope_deltas = None  # what the last call left, where embeddings look for it
+    expected = stock(inputs_embeds=embeddings, **inputs).logits
+    assert torch.equal(model(inputs_embeds=embeddings, **inputs).logits, expected)
+    with pytest.raises(ValueError, match="a verdict needs the prompt as input_ids"):
+        model(inputs_embeds=embeddings, **inputs, do_safety=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -339,22 +383,9 @@ def test_float16_overflow_in_the_language_model_gives_no_verdict(state_dict):
         model.half()(**inputs, do_safety=True)
 
 
-def test_a_picture_after_a_cache_needs_positions_to_be_judged(model):
+def test_a_picture_after_a_kept_cache_is_not_judged(model):
     cache = model(**batch([5, 6, 7]), use_cache=True).past_key_values
     inputs = batch([CAT, 8])
     inputs["attention_mask"] = torch.ones(1, 3 + inputs["input_ids"].shape[1], dtype=torch.long)
-    with pytest.raises(ValueError, match="position_ids"):
+    with pytest.raises(ValueError, match="kept cache"):
         model(**inputs, past_key_values=cache, do_safety=True)
-
-
-def test_a_hand_made_second_turn_with_positions_gives_the_verdict_of_one_pass(model):
-    whole = batch([5, 6, 7, CAT, 8])
-    expected = model(**whole, do_safety=True).img_safety_logits
-    types = {} if VERSION_4 else {"mm_token_type_ids": (whole["input_ids"] == IMAGE).int()}
-    positions, _ = model.model.get_rope_index(
-        whole["input_ids"], image_grid_thw=whole["image_grid_thw"], attention_mask=whole["attention_mask"], **types
-    )
-    inputs = {**whole, "input_ids": whole["input_ids"][:, 3:], "position_ids": positions[..., 3:]}
-    for name in ("past_key_values", "cache"):  # the library's name changed with 5.24
-        kept = {name: model(**batch([5, 6, 7]), use_cache=True).past_key_values}
-        assert_close(model(**inputs, **kept, do_safety=True).img_safety_logits, expected, atol=1e-5, rtol=1e-5)

@@ -3,6 +3,7 @@
 `make test` runs the suite under each and names the other's interpreter in SAFEQWEN_OTHER_PYTHON.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,11 +12,26 @@ import pytest
 import torch
 from judge_folder import inputs_from_picture, judge_and_answer
 from safetensors.torch import load_file, save_file
-from tiny import IMAGE, ROOT, TEXT_CONFIG, VERSION_4, VIDEO, Pic, batch, build_guarded, write_released_folder
+from tiny import (
+    DIGEST,
+    IMAGE,
+    ROOT,
+    TEXT_CONFIG,
+    VERSION_4,
+    VIDEO,
+    Pic,
+    assert_same_tensors,
+    batch,
+    build_guarded,
+    digest_of,
+    load_plainly,
+    write_released_folder,
+)
 from torch.testing import assert_close
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
+from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLConfig, SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.configuration_safeqwen import ARCHITECTURE, HOLISAFE_CATEGORIES
 from tools.demo.pictograms import draw
 
 
@@ -36,7 +52,7 @@ def on_the_other_generation(other_python, folder, inputs, tmp_path):
     if isinstance(inputs, dict):
         save_file(inputs, tmp_path / "inputs.safetensors")
         inputs = tmp_path / "inputs.safetensors"
-    script = Path(__file__).parents[1] / "judge_folder.py"
+    script = Path(__file__).with_name("judge_folder.py")
     command = [other_python, script, folder, inputs, tmp_path / "outputs.safetensors", tmp_path / "saved_by_the_other"]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
@@ -74,17 +90,44 @@ def test_both_generations_agree(tmp_path, other_python, state_dict, model, layou
     assert torch.equal(there["tokens"][STILLS], here["tokens"][STILLS])
     visible = inputs["attention_mask"][STILLS].bool()
     assert_close(there["logits"][STILLS][visible], here["logits"][STILLS][visible], atol=1e-4, rtol=1e-4)
-    for name, tensor in state_dict.items():
-        assert torch.equal(there[f"tensor {name}"], tensor), name
+    for name in set(state_dict) - {DIGEST}:
+        assert torch.equal(there[f"tensor {name}"], state_dict[name]), name
+    assert there[f"tensor {DIGEST}"].tolist() == digest_of(HOLISAFE_CATEGORIES)
 
     # and back: what the other generation saved
     again = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved_by_the_other", dtype="auto")
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, state_dict[name]), name
+    assert_same_tensors(again, state_dict)
+    assert again.state_dict()[DIGEST].tolist() == digest_of(HOLISAFE_CATEGORIES)
     assert torch.equal(again.guard(**inputs).img_safety_probs, model.guard(**inputs).img_safety_probs)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved_by_the_other", dtype="auto")
     types = {} if VERSION_4 else {"mm_token_type_ids": types_of(inputs["input_ids"])}
     assert torch.equal(plain(**{**inputs, **types}).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["released", "saved", "cast and saved"])
+def test_both_generations_find_one_dtype_and_the_architecture_in_what_the_other_saved(
+    tmp_path, other_python, state_dict, model, layout, dtype
+):
+    folder = tmp_path / "folder"
+    if layout == "cast and saved":
+        model.to(dtype).save_pretrained(folder)
+    else:
+        write_released_folder(folder, state_dict, dtype)
+        if layout == "saved":
+            load_plainly(folder, dtype="auto").save_pretrained(tmp_path / "again")
+            folder = tmp_path / "again"
+    there = on_the_other_generation(other_python, folder, dict(INPUTS), tmp_path)
+    back = tmp_path / "saved_by_the_other"
+    here = {f"tensor {name}": tensor for name, tensor in load_plainly(back, dtype="auto").state_dict().items()}
+    for tensors in (there, here):
+        dtypes = {name: tensors[f"tensor {name}"].dtype for name in state_dict if name != DIGEST}
+        assert set(dtypes.values()) == {dtype}, dtypes
+    assert json.loads(bytes(there["architectures"].tolist())) == [ARCHITECTURE]
+    for config_class in (SafeQwen2_5_VLConfig, Qwen2_5_VLConfig):
+        config = config_class.from_pretrained(back)
+        assert config.architectures == [ARCHITECTURE]
+        assert config.dtype == config.text_config.dtype == config.vision_config.dtype == dtype
 
 
 def test_both_generations_agree_about_a_picture_file_from_pixels_to_answer(tmp_path, other_python):

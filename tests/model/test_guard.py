@@ -6,6 +6,8 @@ from tiny import Pic, batch, head_by_hand, stock_hidden_states
 from torch import nn
 from torch.testing import assert_close
 
+from safeqwen.hub.guard_safeqwen import pool
+
 
 CAT, DOG, SUN = Pic(4, 6, seed=1), Pic(4, 4, seed=2), Pic(8, 4, seed=3)
 CLIP = Pic(4, 6, seed=4, frames=3)
@@ -69,12 +71,38 @@ def test_a_text_only_batch_gives_none(model):
         assert verdict.img_safety_logits is None and verdict.img_safety_probs is None
 
 
-def test_embeddings_in_place_of_ids_give_the_same_verdict(model):
-    inputs = batch([5, CAT, 7, SUN, 8], [6, 7], [CLIP, 4])
-    expected = model.guard(**inputs, granularity="image").img_safety_logits
+def test_prompts_as_embeddings_are_refused(model):
+    inputs = batch([5, CAT, 7])
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
-    verdict = model.guard(inputs_embeds=embeddings, **inputs, granularity="image")
-    assert_close(verdict.img_safety_logits, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="a verdict needs the prompt as input_ids"):
+        model.guard(inputs_embeds=embeddings, **inputs)
+
+
+def test_token_types_of_a_processor_are_taken_and_change_nothing(model):
+    inputs = batch([5, CAT, 7])
+    expected = model.guard(**inputs).img_safety_logits
+    verdict = model.guard(**inputs, mm_token_type_ids=(inputs["input_ids"] == 110).int())
+    assert torch.equal(verdict.img_safety_logits, expected)
+
+
+def test_an_argument_that_no_processor_makes_is_refused(model):
+    with pytest.raises(TypeError, match="pixel_value"):
+        model.guard(**batch([5, CAT]), pixel_value=None)
+
+
+def test_picture_states_pooled_by_ones_own_hand_are_what_guard_scores(model, state_dict):
+    inputs = batch([5, CAT, 7, SUN], [9, 9], [CLIP])
+    states, pictures = model.picture_states(**inputs)
+    # 5 <start> 6 cat tokens <end> 7 <start> 8 sun tokens; the third prompt is padded on the left
+    padding = inputs["attention_mask"][2].eq(0).sum().item()
+    spans = [(p.row, p.start, p.size, p.shape) for p in pictures]
+    assert spans == [(0, 2, 6, (2, 3)), (0, 11, 8, (4, 2)), (2, padding + 1, 18, (3, 2, 3))]
+    assert states.shape == (3, padding + 19, 64) and not states[1].any()
+    for granularity, rows in (("prompt", [0, 2]), ("image", slice(None))):
+        pooled = pool(states, pictures, granularity)
+        by_hand = head_by_hand(state_dict, pooled)
+        verdict = model.guard(**inputs, granularity=granularity).img_safety_logits
+        assert_close(verdict[rows], by_hand, atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_after_the_last_picture_and_no_lm_head_and_no_cache_is_computed(model):
@@ -116,7 +144,7 @@ def test_nothing_of_a_call_stays_on_the_module(model):
 
 
 def test_an_unknown_granularity_is_refused(model):
-    with pytest.raises(ValueError, match="'prompt', 'image' or 'patch', got 'pixel'"):
+    with pytest.raises(ValueError, match="'image', 'patch'., got 'pixel'"):
         model.guard(**batch([5, CAT]), granularity="pixel")
 
 

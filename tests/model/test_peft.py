@@ -1,17 +1,14 @@
 """Through PEFT's wrapper the guard judges, trains, is saved and switched like any of the adapter's modules."""
 
-import peft
 import pytest
 import torch
-from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_loading import INPUTS, assert_refuses, rewrite
-from tiny import build_guarded, write_released_folder
+from tiny import INPUTS, assert_refuses, build_guarded, digest_of, rewrite, write_released_folder
 from torch.testing import assert_close
-from transformers.integrations import peft as integration
 
 from safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES
 
 
 LABELS = torch.tensor([3, 7])
@@ -84,6 +81,7 @@ def test_an_adapter_trains_saves_and_loads_with_its_guard(tmp_path, state_dict, 
     wrapped.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum("img_safety_head.mlp" in name for name in saved) == 4
+    assert saved["base_model.model.img_safety_head.categories_digest"].tolist() == digest_of(HOLISAFE_CATEGORIES)
     loaded = PeftModel.from_pretrained(build_guarded(state_dict), tmp_path / "adapter")
     assert_same(outcome(loaded), trained, tolerance=0)
     for name, tensor in loaded.unload().state_dict().items():
@@ -122,16 +120,16 @@ def test_switching_adapters_switches_guard_and_text(tmp_path, state_dict):
 
 def test_the_trained_copy_judges_and_the_random_original_does_not(tmp_path, plain):
     wrapped = get_peft_model(load(plain), lora())
-    assert_refuses(wrapped.eval(), "guard .* neither loaded nor trained")
+    assert_refuses(wrapped.eval(), "guard .* never trained")
     trained = outcome(train(wrapped))
     with wrapped.disable_adapter():
-        assert_refuses(wrapped, "guard .* neither loaded nor trained")
+        assert_refuses(wrapped, "guard .* never trained")
     assert_same(outcome(wrapped), trained, tolerance=0)
     wrapped.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load(plain), tmp_path / "adapter")
     assert_same(outcome(loaded), trained, tolerance=0)
     with loaded.disable_adapter():
-        assert_refuses(loaded, "guard .* neither loaded nor trained")
+        assert_refuses(loaded, "guard .* never trained")
     merged = loaded.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     assert_same(outcome(load(tmp_path / "merged")), outcome(merged), tolerance=0)
@@ -139,27 +137,27 @@ def test_the_trained_copy_judges_and_the_random_original_does_not(tmp_path, plai
 
 def test_merging_an_untrained_adapter_does_not_make_a_guard(tmp_path, plain):
     merged = get_peft_model(load(plain), lora()).merge_and_unload().eval()
-    assert_refuses(merged, "guard .* neither loaded nor trained")
+    assert_refuses(merged, "guard .* never trained")
     merged.save_pretrained(tmp_path / "merged")
-    assert_refuses(load(tmp_path / "merged"), "guard .* neither loaded nor trained")
+    assert_refuses(load(tmp_path / "merged"), "guard .* never trained")
 
 
 @pytest.mark.parametrize("base", ["plain", "guarded"])
 @pytest.mark.parametrize("way", ["peft", "transformers"])
 def test_an_adapter_whose_guard_was_never_trained_does_not_judge(tmp_path, plain, state_dict, base, way):
     wrapped = train(get_peft_model(load(plain), lora()), safety=False)
-    assert_refuses(wrapped, "guard .* neither loaded nor trained")
+    assert_refuses(wrapped, "guard .* never trained")
     wrapped.save_pretrained(tmp_path / "adapter")
     model = load(plain) if base == "plain" else build_guarded(state_dict)
     if way == "peft":
         model = PeftModel.from_pretrained(model, tmp_path / "adapter")
     else:
         model.load_adapter(tmp_path / "adapter")
-    assert_refuses(model, "guard .* neither loaded nor trained")
+    assert_refuses(model, "guard .* never trained")
 
 
 @pytest.mark.parametrize("base", ["plain", "guarded"])
-def test_the_integration_of_transformers_loads_and_switches_the_guard_too(tmp_path, plain, state_dict, base):
+def test_the_integration_of_transformers_loads_the_guard_too(tmp_path, plain, state_dict, base):
     def fresh():
         return load(plain) if base == "plain" else build_guarded(state_dict)
 
@@ -167,19 +165,6 @@ def test_the_integration_of_transformers_loads_and_switches_the_guard_too(tmp_pa
     wrapped.save_pretrained(tmp_path / "adapter")
     model = fresh()
     model.load_adapter(tmp_path / "adapter")
-    assert_same(outcome(model), outcome(wrapped), tolerance=0)
-    if Version(peft.__version__) < Version(integration.MIN_PEFT_VERSION):
-        # transformers 5.24 asks for PEFT 0.22, before that is released, to switch adapters (not to load them).
-        for switch in (model.disable_adapters, model.enable_adapters):
-            with pytest.raises(ValueError, match="version of PEFT"):
-                switch()
-        return
-    model.disable_adapters()
-    if base == "plain":
-        assert_refuses(model, "guard .* neither loaded nor trained")
-    else:
-        assert_same(outcome(model), outcome(build_guarded(state_dict)), tolerance=0)
-    model.enable_adapters()
     assert_same(outcome(model), outcome(wrapped), tolerance=0)
 
 
@@ -193,10 +178,88 @@ def test_an_adapter_without_a_guard_keeps_that_of_the_base(tmp_path, plain, stat
     wrapped = train(get_peft_model(build_guarded(state_dict), lora(modules_to_save=None)))
     wrapped.save_pretrained(tmp_path / "adapter")
     assert_same(outcome(load_adapter(build_guarded(state_dict), tmp_path / "adapter")), outcome(wrapped), tolerance=0)
-    assert_refuses(load_adapter(load(plain), tmp_path / "adapter"), "guard .* neither loaded nor trained")
+    assert_refuses(load_adapter(load(plain), tmp_path / "adapter"), "guard .* never trained")
 
 
-def test_an_adapters_folder_given_for_a_models_does_not_judge_and_says_what_to_load(tmp_path, state_dict):
+def test_an_adapters_folder_given_for_a_models_is_refused_and_says_what_to_load(tmp_path, state_dict):
     base = write_released_folder(tmp_path / "base", state_dict)
     train(get_peft_model(load(base), lora())).save_pretrained(tmp_path / "adapter")
-    assert_refuses(load(tmp_path / "adapter"), "its base first and then an adapter")
+    with pytest.raises(ValueError, match=r"is an adapter: load its base, and then PeftModel.from_pretrained\(base"):
+        load(tmp_path / "adapter")
+
+
+# ---------------------------------------------------------------------------------------------- names and other layers
+
+
+OTHER = ["safe", *(f"kind {i}" for i in range(19))]
+
+
+def as_it_is(model, folder):
+    return model
+
+
+def merged(model, folder):
+    return model.merge_and_unload()
+
+
+def merged_and_saved(model, folder):
+    model.merge_and_unload().save_pretrained(folder)
+    return load(folder)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        (PeftModel.from_pretrained, as_it_is),
+        (PeftModel.from_pretrained, merged),
+        (PeftModel.from_pretrained, merged_and_saved),
+        (load_by_transformers, as_it_is),
+    ],
+    ids=["PeftModel", "merged", "merged and saved", "load_adapter"],
+)
+def test_an_adapter_of_twenty_other_names_does_not_judge_on_a_base_of_twenty(tmp_path, state_dict, way):
+    (load_adapter, then), base = way, write_released_folder(tmp_path / "base", state_dict)
+    own = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
+        base, safety_categories=OTHER, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    wrapped = train(get_peft_model(own, lora()))
+    expected = outcome(wrapped)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    put_on = then(load_adapter(load(base), tmp_path / "adapter"), tmp_path / "saved")
+    assert_refuses(put_on, "guard .* trained for other categories")
+    if load_adapter is PeftModel.from_pretrained and then is as_it_is:
+        with put_on.disable_adapter():  # the base's own guard
+            assert put_on.guard(**INPUTS).img_safety_probs.isfinite().all()
+    right = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
+        base, safety_categories=OTHER, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    assert_same(outcome(then(load_adapter(right, tmp_path / "adapter"), tmp_path / "saved again")), expected)
+
+
+def test_a_guard_trained_by_lora_on_its_own_layers_judges_once_it_is_declared_trained(tmp_path, plain):
+    targets = f"({TARGETS})|img_safety_head\\.mlp\\.(0|3)"
+    load(plain).save_pretrained(tmp_path / "base")  # LoRA's factors mean something on these random layers only
+    wrapped = train(get_peft_model(load(tmp_path / "base"), lora(target_modules=targets, modules_to_save=None)))
+    assert_refuses(wrapped, "guard .* never trained")
+    wrapped.save_pretrained(tmp_path / "adapter")
+    wrapped.mark_trained()
+    expected = outcome(wrapped)
+    loaded = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
+    assert_refuses(loaded, "guard .* never trained")
+    merged = loaded.merge_and_unload()
+    assert_refuses(merged, "guard .* never trained")
+    merged.mark_trained()
+    assert_same(outcome(merged), expected)
+    merged.save_pretrained(tmp_path / "merged")
+    assert_same(outcome(load(tmp_path / "merged")), outcome(merged), tolerance=0)
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged again")
+    assert_same(outcome(load(tmp_path / "merged again")), expected)
+
+
+def test_a_guard_trained_before_keeps_its_verdict_under_lora_on_its_own_layers(tmp_path, state_dict):
+    base = write_released_folder(tmp_path / "base", state_dict)
+    targets = f"({TARGETS})|img_safety_head\\.mlp\\.(0|3)"
+    wrapped = train(get_peft_model(load(base), lora(target_modules=targets, modules_to_save=None)))
+    expected = outcome(wrapped)  # its last bias was there before
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert_same(outcome(load(tmp_path / "merged")), expected)

@@ -253,18 +253,3 @@ def test_sft_trainer_fine_tunes_it_as_it_does_stock(tmp_path, processor, vision_
         assert torch.equal(weights[0][name], tensor), name
     folder = tmp_path / SafeQwen2_5_VLForConditionalGeneration.__name__ / "checkpoint-4"
     assert load_demo(folder=folder).state_dict().keys() == weights[0].keys()
-
-
-def test_sft_trainer_refuses_safety_labels_which_it_would_leave_out_of_its_loss(
-    tmp_path, processor, examples, vision_dataset
-):
-    """It calls the backbone for a loss of its own."""
-    trainer = SFTTrainer(
-        model=load_demo(),
-        args=SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
-        train_dataset=vision_dataset,
-        data_collator=lambda rows: collate(examples[:4]),
-        processing_class=processor,
-    )
-    with pytest.raises(ValueError, match="safety_labels .* transformers.Trainer"):
-        trainer.train()

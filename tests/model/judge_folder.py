@@ -1,9 +1,10 @@
 """Run by `test_generations.py` on the other generation of transformers: `judge_folder.py FOLDER INPUTS OUTPUTS SAVED`.
 
 Loads FOLDER, judges and answers INPUTS, a file of tensors or a picture for the folder's own processor, writes verdict,
-tokens and tensors to OUTPUTS, and saves to SAVED.
+tokens and tensors to OUTPUTS, and saves what it loads with dtype="auto" to SAVED.
 """
 
+import json
 import sys
 
 import torch
@@ -42,8 +43,10 @@ def judge_and_answer(folder, inputs):
 def main(folder, inputs, outputs, saved):
     inputs = load_file(inputs) if inputs.endswith(".safetensors") else inputs_from_picture(folder, inputs)
     model, results = judge_and_answer(folder, inputs)
-    model.save_pretrained(saved)
-    tensors = {f"tensor {name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    saving = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    saving.save_pretrained(saved)
+    results["architectures"] = torch.tensor(list(json.dumps(saving.config.architectures).encode()))
+    tensors = {f"tensor {name}": tensor.detach().clone() for name, tensor in saving.state_dict().items()}
     save_file({**results, **tensors}, outputs)
 
 
