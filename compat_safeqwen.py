@@ -59,7 +59,7 @@ def check_tensors(model, state_dict, files):
 
 
 def check_loaded(model, info):
-    """Whether a guard came, whole (`bool`). Raises a RuntimeError if other tensors lack, are left over or misshapen."""
+    """Whether a guard came whole (`bool`). Raises a RuntimeError if other tensors lack, are left over or misshapen."""
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}  # 4.x: names
     missing = {name for name in info["missing_keys"] if not name.endswith(DIGEST)}
     guard = {name for name, _ in model.named_parameters() if name.startswith(GUARD)}
