@@ -59,10 +59,7 @@ def check_tensors(model, state_dict, files):
 
 
 def check_loaded(model, info):
-    """
-    Whether the checkpoint had a guard (`bool`), by the library's loading info. Raises a RuntimeError if other tensors,
-    or a part of the guard, are missing, left over or of other shapes.
-    """
+    """Whether a guard came whole (`bool`). Raises a RuntimeError if other tensors lack, are left over or misshapen."""
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}  # 4.x: names
     missing = {name for name in info["missing_keys"] if not name.endswith(DIGEST)}
     guard = {name for name, _ in model.named_parameters() if name.startswith(GUARD)}
@@ -89,6 +86,8 @@ def _refuse(names, what):
 
 def spare_guard(options):
     """Adds guard and `lm_head` to what the `quantization_config` in `from_pretrained`'s options leaves as it is."""
+    if options.get("load_in_8bit") or options.get("load_in_4bit"):
+        raise ValueError("pass quantization_config=BitsAndBytesConfig(...) in place of load_in_8bit or load_in_4bit")
     if (config := options.get("quantization_config")) is not None:
         config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
         # The names of most quantisers, of bitsandbytes and of HQQ; GPTQ has none and quantises decoder layers only.

@@ -163,7 +163,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
     @torch.no_grad()
     def guard(self, granularity="prompt", **inputs):
         """
-        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal).
+        The verdict alone: no `lm_head`, no key-value cache, nothing after the last picture (attention is causal). It
+        takes what the processor returns, returns a [`SafeQwen2_5_VLVerdict`], and raises what `forward` does.
 
         Args:
             granularity (`str`): what one verdict is about.
@@ -171,9 +172,6 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 - `"image"`: `(num_pictures, num_safety_categories)`, each picture or video by itself, in their order.
                 - `"patch"`: a list with one `(rows, columns, num_safety_categories)` map a picture, over its merged
                   patches; `(frames, rows, columns, num_safety_categories)` for a video.
-            inputs: what the processor returns.
-
-        Returns a [`SafeQwen2_5_VLVerdict`], and raises what `forward` does.
         """
         self._check_request(inputs.get("input_ids"), granularity)
         hidden_states, pictures = self.picture_states(**inputs)
@@ -373,6 +371,8 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
     def forward(self, pixel_values, image_grid_thw, **kwargs):
         """`guard`'s float32 logits, `(num_pictures, num_safety_categories)`, by the prompt of `safety_prompt_ids`."""
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
+        if max(*before, *after) >= self.config.text_config.vocab_size:
+            raise ValueError("config.safety_prompt_ids exceed the vocabulary: set those of this model's chat template")
         sizes = (image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor([*before, *[self.config.image_token_id] * size, *after]) for size in sizes]
         inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}

@@ -1,7 +1,7 @@
 """
 What a verdict costs, as ratios that anyone can reproduce.
 
-    python -m benchmarks --suite cpu --out benchmarks/results.json --readme README.md
+    python -m benchmarks --suite cpu --out benchmarks/results.json --readme docs/benchmarks.md
 
 Writes the results as JSON after each figure, and at the end the same in Markdown beside it and how cost grows as a
 PNG (needs matplotlib: `pip install ".[bench]"`). It takes a quarter of an hour on two cores.

@@ -101,10 +101,10 @@ def test_results_are_put_between_the_marks_of_a_readme_and_nowhere_else(tmp_path
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="nothing was measured yet")
-def test_the_readme_shows_the_results_beside_it():
+def test_the_page_of_benchmarks_shows_the_results():
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     start, end = report.MARKS
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(f"{start}\n")[1].split(end)[0]
+    shown = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split(f"{start}\n")[1].split(end)[0]
     assert not results["dry"] and shown == report.markdown(results)
 
 

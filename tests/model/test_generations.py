@@ -52,7 +52,7 @@ def on_the_other_generation(other_python, folder, inputs, tmp_path):
     if isinstance(inputs, dict):
         save_file(inputs, tmp_path / "inputs.safetensors")
         inputs = tmp_path / "inputs.safetensors"
-    script = Path(__file__).parents[1] / "judge_folder.py"
+    script = Path(__file__).with_name("judge_folder.py")
     command = [other_python, script, folder, inputs, tmp_path / "outputs.safetensors", tmp_path / "saved_by_the_other"]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)

@@ -98,13 +98,10 @@ def test_they_keep_them_by_every_route_and_from_a_dictionary(tmp_path, state_dic
 
 @pytest.mark.skipif(not VERSION_4, reason="transformers 5.x has no load_in_8bit")
 @pytest.mark.parametrize("skip", [{}, {"llm_int8_skip_modules": ["visual"]}])
-def test_they_keep_them_with_load_in_8bit(tmp_path, state_dict, skip):
+def test_load_in_8bit_is_refused_which_would_quantise_the_guard(tmp_path, state_dict, skip):
     folder = write_released_folder(tmp_path, state_dict)
-    loaded = ROUTES["AutoModel"](folder, load_in_8bit=True, dtype=torch.float32, **skip)
-    assert_only_the_backbone_is_quantized(loaded, state_dict)
-    assert type(loaded.model.visual.blocks[0].attn.qkv) is (
-        nn.Linear if skip else type(loaded.get_submodule(QUANTIZED[0]))
-    )
+    with pytest.raises(ValueError, match="pass quantization_config=BitsAndBytesConfig"):
+        ROUTES["AutoModel"](folder, load_in_8bit=True, dtype=torch.float32, **skip)
 
 
 def test_every_list_of_exceptions_in_the_library_is_one_that_we_fill():
