@@ -62,7 +62,7 @@ def test_a_table_for_each_picture_and_a_reason_for_each_that_could_not_be_judged
         name, percent, bar = block.splitlines()[1].split()[0], *block.splitlines()[1].split()[1:]
         assert name == category and percent.endswith("%") and set(bar) == {"\N{FULL BLOCK}"}
         assert len(bar) == round(float(percent[:-1]) * 0.3)
-    assert "frames" in blocks[2] and "frames" not in blocks[0]
+    assert "2 views" in blocks[2] and "views" not in blocks[0]
     demo, words, gone = done.stderr.splitlines()
     assert "demo checkpoint" in demo and "not for moderation" in demo
     assert "words.png" in words and "gone.png" in gone
