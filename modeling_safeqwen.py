@@ -5,6 +5,7 @@ over a prompt's picture tokens to one logit per safety category. Tokens and text
 Read `forward` first. `guard_safeqwen` has the guard and when it may judge, `compat_safeqwen` facts about transformers.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,27 +213,27 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
                 their worst picture with `granularity="image"`, end after the prefill. Implies `do_safety`.
             granularity (`str`): what one verdict is about, as in `guard`.
 
-        Returns [`SafeQwen2_5_VLGenerateOutput`] or [`SafeQwen2_5_VLGenerateBeamOutput`] if a verdict and a dictionary
-        were asked for; otherwise what the library returns. Raises what `forward` does.
+        Returns the library's output, a dictionary as `SafeQwen2_5_VLGenerate[Beam]Output`. Raises what `forward` does.
         """
-        kwargs |= zip(("inputs", "generation_config", "logits_processor"), args)
-        args, input_ids = args[3:], kwargs.get("input_ids", kwargs.get("inputs"))
+        kwargs |= zip(inspect.signature(super().generate).parameters, args)
+        input_ids = kwargs.get("input_ids", kwargs.get("inputs"))
+        threshold = self._setting("safety_threshold", kwargs) if safety_threshold is None else safety_threshold
         pixels = [*map(kwargs.get, PICTURE_INPUTS)]
         if TAKES_TOKEN_TYPES and input_ids is not None and any(part is not None for part in pixels):  # as in forward
             kwargs["mm_token_type_ids"] = find_token_types(input_ids, self.config)
-        if not do_safety and safety_threshold is None:
-            return super().generate(*args, **kwargs)
+        if not do_safety and threshold is None:
+            return super().generate(**kwargs)
         self._check_request(input_ids, granularity, kwargs.get("cache", kwargs.get("past_key_values")))
-        eos_token_id = self._check_generation(safety_threshold, granularity, kwargs)
+        eos_token_id = self._check_generation(threshold, granularity, kwargs)
         pictures = find_pictures(input_ids, kwargs.get("attention_mask"), pixels, self.config)
         prefill = Prefill(pictures, len(input_ids), granularity, kwargs.get("streamer"))
-        if safety_threshold is not None:
-            prefill.threshold, prefill.eos_token_id = safety_threshold, eos_token_id
+        if threshold is not None:
+            prefill.threshold, prefill.eos_token_id = threshold, eos_token_id
             prefill.safe_column = self.config.safety_categories.index("safe")
             kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), prefill])
         # do_safety goes to the prefill's forward; `prefill` waits for its outputs, in the two methods below.
         kwargs |= {"do_safety": True, "granularity": granularity, "prefill": prefill}
-        output = super().generate(*args, **kwargs)
+        output = super().generate(**kwargs)
         if not isinstance(output, ModelOutput):
             if do_safety and not hasattr(prefill.streamer, "put_verdict"):
                 logger.warning_once("the verdict of generate comes with return_dict_in_generate=True only")
@@ -290,14 +291,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
 
     def _check_generation(self, threshold, granularity, kwargs):
         """Refuses what has no verdict or does not go with a threshold, and returns the end-of-sequence token's id."""
-
-        def setting(name):
-            configs = (kwargs.get("generation_config"), self.generation_config)
-            values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-            return next((value for value in values if value is not None), None)
-
         for name in ("inputs_embeds", "mm_encoder_outputs", "assistant_model", "prefill_chunk_size"):
-            if setting(name) is not None:
+            if self._setting(name, kwargs) is not None:
                 raise ValueError(f"a verdict does not go with {name}: pass input_ids and pixel_values without it")
         if threshold is None:
             return None
@@ -307,18 +302,20 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
             raise ValueError(f"safety_threshold needs a category 'safe', but they are {self.config.safety_categories}")
         if granularity == "patch":
             raise ValueError("safety_threshold goes with granularity 'prompt' or 'image', got 'patch'")
-        if setting("prompt_lookup_num_tokens") is not None:
+        if self._setting("prompt_lookup_num_tokens", kwargs) is not None:
             raise ValueError("safety_threshold does not go with prompt_lookup_num_tokens: leave out one of them")
-        if setting("eos_token_id") is None:
+        if (eos_token_id := self._setting("eos_token_id", kwargs)) is None:
             raise ValueError("safety_threshold ends answers by an eos_token_id, but none is set: pass one")
-        return setting("eos_token_id")
+        return eos_token_id
+
+    def _setting(self, name, kwargs):
+        sources = (kwargs.get("generation_config"), self.generation_config)
+        values = (kwargs.get(name), *(getattr(source, name, None) for source in sources))
+        return next((value for value in values if value is not None), None)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """
-        As the library's, but weights that do not fit the config raise a RuntimeError; without a guard it is a base to
-        train. With `ignore_mismatched_sizes=True` a guard of other categories starts anew. Quantisers spare the guard.
-        """
+        """As the library's; weights must fit the config. `ignore_mismatched_sizes=True` starts a misfit guard anew."""
         path, config = pretrained_model_name_or_path, kwargs.get("config")
         if type(config).__name__ == "Qwen2_5_VLConfig":  # from AutoConfig or `pipeline` without remote code
             kwargs["config"] = cls.config_class.from_dict(config.to_dict())
@@ -326,8 +323,8 @@ class SafeQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if getattr(model, "_hf_peft_config_loaded", False):  # 5.x would not tell what the base lacked
             raise ValueError(f"{path} is an adapter: load its base, and then PeftModel.from_pretrained(base, adapter)")
-        for name in [name for name in vars(model.generation_config) if name.startswith("safety_")]:
-            delattr(model.generation_config, name)  # given here for the config, it is left there, too
+        for name in [name for name in vars(model.generation_config) if name.startswith("safety_") and name in kwargs]:
+            delattr(model.generation_config, name)  # the library copies what is given for the config
         head = model.img_safety_head
         if check_loaded(model, info) and path is not None:  # the columns mean what the config beside them says
             saved = cls.config_class.from_pretrained(path, **{o: kwargs[o] for o in HUB_OPTIONS if o in kwargs})
@@ -368,7 +365,7 @@ class SafeQwen2_5_VLForImageClassification(SafeQwen2_5_VLForConditionalGeneratio
     main_input_name = "pixel_values"
 
     @can_return_tuple
-    def forward(self, pixel_values, image_grid_thw, **kwargs):
+    def forward(self, pixel_values, image_grid_thw):
         """`guard`'s float32 logits, `(num_pictures, num_safety_categories)`, by the prompt of `safety_prompt_ids`."""
         before, after = (self.config.safety_prompt_ids[side] for side in ("before", "after"))
         if max(*before, *after) >= self.config.text_config.vocab_size:
@@ -410,7 +407,7 @@ class Prefill(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         """Leaves the prompts that were flagged nothing to say but the end of the sequence."""
-        if self.flagged is None:
+        if not self.pictures:
             return scores
         end = torch.full_like(scores, -float("inf"))
         end[:, self.eos_token_id] = 0.0

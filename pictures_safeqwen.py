@@ -47,6 +47,8 @@ def find_pictures(input_ids, attention_mask, inputs, config):
         if inputs != (placeholders := sum(size for _, _, size, _ in runs)):
             raise ValueError(f"{placeholders} placeholders of pictures, but {inputs} encoded features came for them")
         return [Picture(row, first, size, (size,)) for row, first, size, _ in runs]
+    if attention_mask is None and len(input_ids) > 1:
+        raise ValueError("a verdict on several prompts needs their attention_mask, which tells padding from prompts")
     shapes = {}
     for kind, name, pixels, grids in ((IMAGE, "image", *inputs[:2]), (VIDEO, "video", *inputs[2:])):
         grids = [] if grids is None else grids.tolist()

@@ -6,7 +6,8 @@ from collections import Counter
 
 import transformers
 from torch.torch_version import TorchVersion
-from transformers import Qwen2_5_VLModel, modeling_outputs, modeling_utils
+from transformers import Qwen2_5_VLModel, modeling_outputs
+from transformers.modeling_utils import load_state_dict
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.quantizers import AutoQuantizationConfig
 
@@ -49,8 +50,7 @@ def current_name(name):
 
 def check_tensors(model, state_dict, files):
     """Raises a RuntimeError if a tensor comes twice, or holds integers that 5.x would cast to weights in silence."""
-    read = modeling_utils.load_state_dict
-    parts = [state_dict] if state_dict else [read(file, map_location="meta") for file in files or ()]
+    parts = [state_dict] if state_dict else [load_state_dict(file, map_location="meta") for file in files or ()]
     tensors = [(current_name(name), tensor) for part in parts for name, tensor in part.items()]
     counts = Counter(name for name, _ in tensors)
     _refuse((name for name in counts if counts[name] > 1), "come twice, under two names or in two files")
@@ -71,9 +71,11 @@ def check_loaded(model, info):
 
 
 def _unexplained(names, model):
-    """`names` without what quantisers store, integers and more, in place of weights or beside them."""
-    is_quantized = getattr(model.config, "quantization_config", None) is not None
-    return [name for name in names if not is_quantized or name.startswith(GUARD)]
+    """`names` without what quantisers store, integers and more, in a layer of the model or beside its weight."""
+    if getattr(model.config, "quantization_config", None) is None:
+        return names
+    layers = {name for name, _ in model.named_modules() if name and not name.startswith(GUARD)}
+    return [name for name in names if not {name.rpartition(".")[0], name.rpartition(".weight.")[0]} & layers]
 
 
 def _refuse(names, what):

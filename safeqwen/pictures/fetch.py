@@ -41,9 +41,10 @@ def fetch(url, timeout_s, max_bytes, private_networks):
     download = _Download(parsed, name, timeout_s, max_bytes, private_networks)
     download.start()
     download.join(timeout_s)
-    if download.is_alive():
+    error = download.error
+    if download.is_alive():  # what came so far is no picture, though the thread may take the closed socket for its end
         download.abandon()
-    error = TimeoutError() if download.data is None and download.error is None else download.error
+        error = TimeoutError()
     if error is None:
         return download.data, name
     raise error if isinstance(error, UnreadableImage) else UnreadableImage(f"{name}: {_reason(error, timeout_s)}")

@@ -287,7 +287,7 @@ def test_the_view_of_pictures_alone_gives_the_same_verdict(out, check, monkeypat
 def test_a_foreign_taxonomy_is_named(out, check, runs):  # noqa: F811
     edit_config(out, safety_categories=["safe", "our logo", "weapon", "a|rival", "naïve"])
     failed, found = check(out, "--run", runs["lora"])
-    assert failed == {"categories"}
+    assert {"categories", "verdict"} <= failed  # the weights know what they were trained for
     assert "safeqwen_run.json says that the run trained ['safe', 'our logo', 'a|rival'" in found["categories"][1]
 
 
