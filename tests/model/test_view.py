@@ -123,7 +123,7 @@ def test_grids_without_their_pixels_are_refused(folder):
 
 def test_a_prompt_of_another_vocabulary_is_refused(tmp_path, state_dict):
     folder = write_released_folder(tmp_path, state_dict)  # the released prompt's ids, in a vocabulary of 120
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="safety_prompt_ids exceed the vocabulary"):
         view_of(folder)(**pixels_of(CAT))
 
 
