@@ -50,7 +50,9 @@ def folder(tmp_path, state_dict):
     return write_released_folder(tmp_path / "released", state_dict, safety_prompt_ids=PROMPT)
 
 
-@pytest.mark.parametrize("pictures", [[CAT], [CAT, DOG, SUN], [DOG, DOG]], ids=["one", "of other sizes", "alike"])
+@pytest.mark.parametrize(
+    "pictures", [[CAT], [CAT, DOG, Pic(8, 12, seed=3)], [DOG, DOG]], ids=["one", "of other sizes", "alike"]
+)
 def test_its_logits_are_guards_under_the_configs_prompt(folder, model, pictures):
     output = view_of(folder)(**pixels_of(*pictures))
     expected = torch.cat([model.guard(**batch([5, 6, picture, 7, 8])).img_safety_logits for picture in pictures])
