@@ -70,7 +70,8 @@ def load(
         if device.type != "cpu":
             device_map = {"": device}
     if dtype is None:
-        dtype = default_dtype("cpu") if device_map is None or not torch.accelerator.is_available() else torch.bfloat16
+        is_accelerated = device_map is not None and torch.accelerator.is_available()
+        dtype = default_dtype(torch.accelerator.current_accelerator() if is_accelerated else "cpu")
     path_or_repo = DEMO_CHECKPOINT if path_or_repo is None else path_or_repo
     refuse_two_saves(path_or_repo)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
