@@ -1,7 +1,7 @@
 """One self-contained HTML page: no script, nothing from the network, and no text or picture that could command it.
 
-`page.html.jinja` is the frame, `parts.html.jinja` holds macros, `page.css` the look; a report is a template that extends
-the frame.
+`page.html.jinja` is the frame, `parts.html.jinja` holds macros, `page.css` is the look; a report is a template that
+extends the frame.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """What an evaluation looks like: curves, bars and histograms as PNG files, each for a light and for a dark page.
 
-The curves and bins are scikit-learn's and NumPy's; figures with intervals are those of `metrics.json`.
+Curves and bins are scikit-learn's and NumPy's, of the rows that the metrics count; the figures are `metrics.json`'s.
 """
 
 import io
@@ -15,19 +15,20 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from safeqwen.data.taxonomy import CATEGORIES
-from safeqwen.judging.verdict import SAFE, unsafe_probability
+from safeqwen.evaluation.guard_metrics import ECE_BINS, take_verdicts
+from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.verdict import unsafe_probability
 
 
 NUM_HISTOGRAM_BINS = 20
-NUM_RELIABILITY_BINS = 10
 SMALL = (4.8, 4.0)  # inches: at 400 pixels of a page its 10 points are still read
 PIXELS_PER_INCH = 200
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color), which people with any colour vision tell apart; lines differ in
-# their dashes too.
+# Okabe and Ito's colours (jfly.uni-koeln.de/color), which people with any colour vision tell apart; lines and
+# marks differ in their shape too.
 THEMES = {
-    "light": {"ground": "#ffffff", "ink": "#1b1f24", "faint": "#d3d8de", "safe": "#0072b2", "unsafe": "#d55e00"},
-    "dark": {"ground": "#14171a", "ink": "#e7e9eb", "faint": "#3a4149", "safe": "#56b4e9", "unsafe": "#e69f00"},
+    "light": {"ground": "#ffffff", "ink": "#1b1f24", "faint": "#d3d8de", "first": "#0072b2", "second": "#d55e00"},
+    "dark": {"ground": "#14171a", "ink": "#e7e9eb", "faint": "#3a4149", "first": "#56b4e9", "second": "#e69f00"},
 }
 
 
@@ -57,7 +58,7 @@ class Plot:
         with matplotlib.style.context(["default", _style(THEMES[theme])]):
             figure = Figure(figsize=self.inches, layout="constrained")
             self.draw(figure, THEMES[theme])
-            figure.axes[0].set_title(self.title, loc="left", fontsize=10, fontweight="bold")
+            figure.suptitle(self.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         return figure
 
     def png(self, theme):
@@ -97,58 +98,63 @@ def write_plots(rows, metrics, folder):
 def make_plots(rows, metrics):
     """Returns the plots (`list[Plot]`) of an evaluation, in the order of a page; those without data have a reason."""
     guard = metrics["guard"]
-    labels, scores, reason = unsafe_scores(rows)
-    counted = f"N = {len(labels):,} rows ({labels.sum():,} unsafe)"
-    small = [
+    curves = [
         ("histogram", "Scores by label", _histogram),
         ("roc", "ROC curve", _roc),
         ("precision-recall", "Precision and recall", _precision_recall),
         ("reliability", "Reliability", _reliability),
     ]
-    plots = []
-    for name, title, make in small:
-        if reason is not None:
-            plots.append(Plot(name, title, reason=reason))
-        else:
-            draw, description = make(labels, scores, metrics)
-            plots.append(Plot(name, f"{title}, {counted}", description, draw))
-    plots.append(_per_category(guard))
-    plots.append(_confusion_matrix(guard))
-    return plots
+    if guard is None:
+        of_pictures = metrics["benchmark"]["has_picture_labels"]
+        reason = "no row has a verdict and a label" if of_pictures else "the benchmark does not label pictures alone"
+        plots = [Plot(name, title, reason=reason) for name, title, _ in curves]
+    else:
+        found = scores_of(rows, metrics)
+        num_unsafe, num_rows = int(found.unsafe.sum()), len(found.unsafe)
+        plots = []
+        for name, title, make in curves:
+            if num_unsafe in (0, num_rows) and name != "histogram":
+                only = "unsafe" if num_unsafe else "safe"
+                reason = f"all {num_rows:,} rows are labelled {only}: it takes both labels"
+                plots.append(Plot(name, title, reason=reason))
+            else:
+                draw, description = make(found, guard, metrics["guard_after_policy"])
+                title = f"{title}, N = {num_rows:,} rows ({num_unsafe:,} unsafe)"
+                plots.append(Plot(name, title, description, draw))
+    return [*plots, _per_category(guard), _confusion_matrix(guard)]
 
 
-def unsafe_scores(rows):
+@dataclass(frozen=True)
+class Scores:
     """
-    Returns what the curves are made of: labels and unsafe probabilities of the rows that have both.
+    What the curves are made of.
 
-    Returns:
-        `tuple`: labels (`np.ndarray` of bool, unsafe is True), scores (`np.ndarray` of float in [0, 1]), and why no
-        curve can be drawn of them (`str`), or None.
-
-    Raises:
-        ValueError: if a probability is not finite.
+    Args:
+        unsafe (`np.ndarray` of shape `(num_rows,)`, bool): the labels.
+        raw (`np.ndarray` of shape `(num_rows,)`): unsafe probabilities in [0, 1].
+        calibrated (`np.ndarray` of shape `(num_rows,)`, *optional*): the policy's.
+        policy ([`SafetyPolicy`], *optional*)
     """
-    used = [row for row in rows if row.unsafe is not None and row.probs is not None]
-    if used and SAFE not in used[0].probs:
-        return np.zeros(0, bool), np.zeros(0), f'the model has no category "{SAFE}", so no probability of "unsafe"'
-    labels = np.array([row.unsafe for row in used], dtype=bool)
-    scores = np.array([unsafe_score(row) for row in used], dtype=float)
-    if not np.isfinite(scores).all():
-        row = used[int(np.flatnonzero(~np.isfinite(scores))[0])]
-        raise ValueError(f"row {row.id!r} has a probability that is not finite, which is no verdict; evaluate it anew")
-    reason = None
-    if not used:
-        with_label = sum(row.unsafe is not None for row in rows)
-        reason = "no row has a verdict" if with_label else "the benchmark does not say which pictures are unsafe"
-    elif labels.all() or not labels.any():
-        reason = f"all {len(labels):,} rows are labelled {'unsafe' if labels[0] else 'safe'}; it takes both labels"
-    return labels, scores, reason
+
+    unsafe: np.ndarray
+    raw: np.ndarray
+    calibrated: np.ndarray | None
+    policy: SafetyPolicy | None
 
 
-def unsafe_score(row):
-    """The unsafe probability (`float`) of a row with a verdict; None without a category "safe"."""
-    unsafe = unsafe_probability(np.array(list(row.probs.values()), dtype=float), list(row.probs))
-    return None if unsafe is None else float(unsafe)
+def scores_of(rows, metrics):
+    """Returns the [`Scores`] of the rows that the guard's metrics count; raises as [`take_verdicts`]."""
+    policy = policy_of(metrics)
+    verdicts = take_verdicts(rows, metrics["model"]["categories"])
+    calibrated = None
+    if policy is not None:
+        calibrated = unsafe_probability(policy.calibrated(verdicts.probs), policy.categories)
+    return Scores(verdicts.unsafe, verdicts.scores, calibrated, policy)
+
+
+def policy_of(metrics):
+    """Returns the [`SafetyPolicy`] that `metrics.json` was computed with, or `None`."""
+    return None if metrics["policy"] is None else SafetyPolicy(**metrics["policy"])
 
 
 def title_of(category):
@@ -169,95 +175,106 @@ def figure_text(figure):
 # ------------------------------------------------------------------------------------------------------ of the scores
 
 
-def _histogram(labels, scores, metrics):
+def _histogram(found, guard, _):
     edges = np.linspace(0, 1, NUM_HISTOGRAM_BINS + 1)
+    thresholds = [(f"threshold {guard['threshold']:.3g}", guard["threshold"])]
+    if found.policy is not None:
+        try:
+            raw = found.policy.safety_threshold
+            thresholds.append((f"the policy's, {raw:.3g}", raw))
+        except ValueError:  # its rules cannot be said as one threshold of this score
+            pass
 
     def draw(figure, theme):
         upper, lower = figure.subplots(2, sharex=True, sharey=True)
-        for axes, kind, chosen in ((upper, "safe", ~labels), (lower, "unsafe", labels)):
-            axes.hist(scores[chosen], bins=edges, color=theme[kind], label=f"labelled {kind} ({chosen.sum():,})")
-            axes.set_yscale("symlog", linthresh=10)  # a good guard's scores lie at the ends, its mistakes between
-            axes.set_ylim(bottom=0)
+        for axes, kind, chosen in ((upper, "safe", ~found.unsafe), (lower, "unsafe", found.unsafe)):
+            colour = theme["second" if kind == "unsafe" else "first"]
+            axes.hist(found.raw[chosen], bins=edges, color=colour, label=f"labelled {kind} ({chosen.sum():,})")
             axes.set_ylabel("rows")
-            for (text, value), dashes in zip(_thresholds(metrics), ("--", ":")):
+            for (text, value), dashes in zip(thresholds, ("--", ":")):
                 axes.axvline(value, color=theme["ink"], linestyle=dashes, label=text if axes is lower else None)
             axes.legend(loc="upper center")
-        lower.set_xlabel("unsafe probability, 1 - p(safe)")
-        lower.set_xlim(0, 1)
+        _count_axis(upper, np.histogram(found.raw, edges)[0].max())
+        lower.set(xlabel="unsafe probability, 1 - p(safe)", xlim=(0, 1))
 
-    thresholds = ", ".join(f"{text}" for text, _ in _thresholds(metrics))
-    return draw, f"Histograms of the unsafe probability, of safe and of unsafe pictures. Drawn in: {thresholds}."
-
-
-def _thresholds(metrics):
-    return [(f"threshold {metrics['guard']['threshold']:.3g}", metrics["guard"]["threshold"])]
+    drawn_in = " and ".join(text for text, _ in thresholds)
+    return draw, f"Histograms of the unsafe probability of safe and of unsafe pictures. Drawn in: {drawn_in}."
 
 
-def _roc(labels, scores, metrics):
-    false_positives, recalls, _ = roc_curve(labels, scores, drop_intermediate=False)
-    guard = metrics["guard"]
+def _count_axis(axes, highest):
+    """Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between."""
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(0, 2 * highest)
+    ticks = [0, 5] + [10**power for power in range(1, 8) if 10**power <= 2 * highest]
+    axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+
+
+def _roc(found, guard, after):
+    false_positives, recalls, _ = roc_curve(found.unsafe, found.raw, drop_intermediate=False)
+    auroc = figure_text(guard["auroc"])
 
     def draw(figure, theme):
         axes = figure.subplots()
-        axes.plot(false_positives, recalls, color=theme["safe"], label=f"AUROC {figure_text(guard['auroc'])}")
-        axes.plot([0, 1], [0, 1], color=theme["ink"], linestyle=":", linewidth=1, label="a guard that guesses")
-        _mark_threshold(axes, theme, guard, guard["false_positive_rate"], guard["recall"])
+        axes.plot(false_positives, recalls, color=theme["first"], label=f"AUROC {auroc}")
+        axes.plot([0, 1], [0, 1], color=theme["ink"], linestyle=":", linewidth=1, label="a guess")
+        _mark_decisions(axes, theme, guard, after, "false_positive_rate", "recall")
         axes.set(xlabel="false positives (share of the safe rows)", ylabel="recall (share of the unsafe rows)")
-        _whole_unit_square(axes)
         axes.legend(loc="lower right")
 
-    return draw, f"ROC curve. AUROC {figure_text(guard['auroc'])}."
+    return draw, f"ROC curve. AUROC {auroc}."
 
 
-def _precision_recall(labels, scores, metrics):
-    precisions, recalls, _ = precision_recall_curve(labels, scores)
-    guard = metrics["guard"]
-    prevalence = labels.mean()
+def _precision_recall(found, guard, after):
+    precisions, recalls, _ = precision_recall_curve(found.unsafe, found.raw)
+    auprc, prevalence = figure_text(guard["auprc"]), found.unsafe.mean()
 
     def draw(figure, theme):
         axes = figure.subplots()
-        auprc = figure_text(guard["auprc"])
-        axes.plot(recalls, precisions, color=theme["safe"], drawstyle="steps-post", label=f"AUPRC {auprc}")
-        guesses = f"a guard that guesses ({prevalence:.2f})"
-        axes.plot([0, 1], [prevalence] * 2, color=theme["ink"], linestyle=":", linewidth=1, label=guesses)
-        _mark_threshold(axes, theme, guard, guard["recall"], guard["precision"])
+        axes.plot(recalls, precisions, color=theme["first"], drawstyle="steps-post", label=f"AUPRC {auprc}")
+        guess = f"a guess ({prevalence:.3f})"
+        axes.plot([0, 1], [prevalence] * 2, color=theme["ink"], linestyle=":", linewidth=1, label=guess)
+        _mark_decisions(axes, theme, guard, after, "recall", "precision")
         axes.set(xlabel="recall (share of the unsafe rows)", ylabel="precision (share of the flagged rows)")
-        _whole_unit_square(axes)
         axes.legend(loc="lower left")
 
-    return draw, f"Precision against recall. AUPRC {figure_text(guard['auprc'])}; a guess has {prevalence:.3f}."
+    return draw, f"Precision against recall. AUPRC {auprc}; a guess has {prevalence:.3f}."
 
 
-def _mark_threshold(axes, theme, guard, x, y):
-    if x["value"] is not None and y["value"] is not None:
-        label = f"at threshold {guard['threshold']:.3g}"
-        axes.plot(x["value"], y["value"], "D", color=theme["unsafe"], label=label, clip_on=False, zorder=3)
-
-
-def _whole_unit_square(axes):
+def _mark_decisions(axes, theme, guard, after, x, y):
+    """A mark where the decisions lie, those by the threshold and by the policy; the axes from 0 to 1."""
+    decisions = [(guard, "D", theme["second"], f"at threshold {guard['threshold']:.3g}")]
+    if after is not None:
+        decisions.append((after, "s", theme["ink"], "by the policy"))
+    for figures, mark, colour, label in decisions:
+        if None not in (figures[x]["value"], figures[y]["value"]):
+            place = figures[x]["value"], figures[y]["value"]
+            axes.plot(*place, mark, color=colour, label=label, clip_on=False, zorder=3)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.03))
     axes.grid(True)
 
 
-def _reliability(labels, scores, metrics):
-    observed, predicted = calibration_curve(labels, scores, n_bins=NUM_RELIABILITY_BINS)
-    counts, _ = np.histogram(scores, bins=np.linspace(0, 1, NUM_RELIABILITY_BINS + 1))
-    ece = figure_text(metrics["guard"]["ece"])
+def _reliability(found, guard, after):
+    curves = [(found.raw, "o-", "first", f"ECE {figure_text(guard['ece'])}")]
+    if after is not None:
+        curves.append((found.calibrated, "s--", "second", f"by the policy {figure_text(after['ece'])}"))
 
     def draw(figure, theme):
         axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 1], [0, 1], color=theme["ink"], linestyle=":", linewidth=1, label="perfect")
-        axes.plot(predicted, observed, "o-", color=theme["safe"], label=f"ECE {ece}", clip_on=False)
+        for scores, line, colour, label in curves:
+            observed, predicted = calibration_curve(found.unsafe, scores, n_bins=ECE_BINS)
+            axes.plot(predicted, observed, line, color=theme[colour], markersize=5, label=label, clip_on=False)
         axes.set(ylabel="share that is unsafe", ylim=(-0.02, 1.02))
         axes.grid(True)
         axes.legend(loc="upper left")
-        below.bar(np.linspace(0, 1, NUM_RELIABILITY_BINS, endpoint=False), counts, 0.1, align="edge")
-        for bar in below.patches:
-            bar.set(color=theme["safe"], edgecolor=theme["ground"])
-        below.set_yscale("symlog", linthresh=10)
+        edges = np.linspace(0, 1, ECE_BINS + 1)
+        below.hist(found.raw, bins=edges, color=theme["first"], edgecolor=theme["ground"])
+        _count_axis(below, np.histogram(found.raw, edges)[0].max())
         below.set(xlabel="unsafe probability, 1 - p(safe)", ylabel="rows", xlim=(-0.01, 1.01))
 
-    return draw, f"Reliability: of the rows in each tenth of the score, the share that is unsafe. ECE {ece}."
+    texts = "; ".join(label for *_, label in curves)
+    return draw, f"Reliability: the share of unsafe rows in each of {ECE_BINS} ranges of the score. {texts}."
 
 
 # --------------------------------------------------------------------------------------------------- of the categories
@@ -275,20 +292,20 @@ def _per_category(guard):
         axes = figure.subplots()
         values = np.array([each["value"] for each in shown.values()])
         places = np.arange(len(shown))
-        axes.barh(places, values, color=theme["safe"], height=0.65)
+        axes.barh(places, values, color=theme["first"], height=0.65)
         for place, each in zip(places, shown.values()):
             if each["low"] is not None:
                 axes.plot([each["low"], each["high"]], [place] * 2, color=theme["ink"], linewidth=1.5)
         words = [f"{title_of(category)} ({figures[category]['support']:,})" for category in shown]
         axes.set_yticks(places, words)
-        axes.set(xlim=(0, 1), xlabel="F1 and its 95 % interval (in brackets: rows with the label)")
+        axes.set(xlim=(0, 1), xlabel="F1 and its 95 % interval")
         axes.invert_yaxis()
         axes.grid(True, axis="x")
 
     support = sum(figures[category]["support"] for category in shown)
     left_out = f" {without} without a figure are left out; the table says why." if without else ""
     description = f"Bars of F1 for {len(shown)} categories; the table below has the numbers.{left_out}"
-    return Plot(name, f"{title}, N = {support:,} rows", description, draw, inches=(6.4, 1.2 + 0.27 * len(shown)))
+    return Plot(name, f"{title}, N = {support:,} rows", description, draw, inches=(SMALL[0], 1.2 + 0.22 * len(shown)))
 
 
 def _confusion_matrix(guard):
@@ -316,7 +333,9 @@ def _confusion_matrix(guard):
         axes.tick_params(which="both", length=0)
 
     right = int(np.trace(counts))
-    description = f"Confusion matrix of {len(words)} categories: {right:,} of {counts.sum():,} rows are on its diagonal."
+    description = (
+        f"Confusion matrix of {len(words)} categories: {right:,} of {counts.sum():,} rows lie on the diagonal."
+    )
     side = 2.6 + 0.32 * len(words)
     return Plot(name, f"{title}, N = {counts.sum():,} rows", description, draw, inches=(side + 0.6, side))
 
@@ -332,7 +351,9 @@ def _style(theme):
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9,
-        "legend.frameon": False,
+        "legend.facecolor": ground,
+        "legend.edgecolor": ground,
+        "legend.framealpha": 0.85,
         "legend.fontsize": 8.5,
         "lines.linewidth": 1.8,
         "text.parse_math": False,  # a category may hold a dollar sign

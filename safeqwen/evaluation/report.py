@@ -4,9 +4,13 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
+from safeqwen.evaluation.bootstrap import picture_of
+from safeqwen.evaluation.guard_metrics import take_verdicts
 from safeqwen.evaluation.page import data_url, render, thumbnail
-from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, title_of, unsafe_score
-from safeqwen.pictures import UnreadableImage
+from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, policy_of, title_of
+from safeqwen.judging.verdict import SAFE
 
 
 NUM_ERRORS_SHOWN = 200
@@ -37,10 +41,19 @@ ANSWER_FIGURES = (
     ("sss_refusal_rate", "Refusal of harmless requests (SSS)", "lower is better"),
 )
 ANSWER_JUDGES = (("matcher", "string matcher"), ("judge", "judge model"))
+GROUPS = {
+    "SSS": "safe picture, safe question, safe together",
+    "SSU": "safe picture, safe question, unsafe together",
+    "SUU": "safe picture, unsafe question, unsafe together",
+    "USU": "unsafe picture, safe question, unsafe together",
+    "UUU": "unsafe picture, unsafe question, unsafe together",
+    "refuse": "a refusal is expected",
+    "answer": "an answer is expected",
+}
 CATEGORY_FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "precision": "Precision", "recall": "Recall"}
 
 
-def write_report(folder, rows, metrics, data_root, find_image=None):
+def write_report(folder, rows, metrics, data_root, examples=()):
     """
     Writes `folder/report.html` and returns its path.
 
@@ -51,37 +64,37 @@ def write_report(folder, rows, metrics, data_root, find_image=None):
         folder (`str` or `Path`): of the evaluation.
         rows (`list[Row]`): all of its rows, those with an error too.
         metrics (`dict`): its `metrics.json`.
-        data_root (`str` or `Path`): the folder that `image_name` counts from.
-        find_image (`Callable`, *optional*): `find_image(row)` gives the row's picture as `Example.image` does, for a
-            benchmark that keeps them in a table. None from it: not found.
+        data_root (`str` or `Path`, *optional*): the folder that each `image_name` is relative to.
+        examples (iterable of [`Example`], *optional*): of the benchmark, for one that keeps its pictures in a table.
     """
     guard, after = metrics["guard"], metrics["guard_after_policy"]
-    find_image = find_image or (lambda row: _file_of(row, data_root))
-    mistakes = [[], []]
-    if guard is not None:
-        mistakes = worst_mistakes(rows, guard["threshold"])
-    shown = [[_card(row, num_rows, find_image) for row, num_rows in kind[:NUM_MISTAKES_SHOWN]] for kind in mistakes]
+    too_high, too_low = ([], []) if guard is None else worst_mistakes(rows, metrics)
+    shown = [mistake["row"] for mistake in too_high[:NUM_MISTAKES_SHOWN] + too_low[:NUM_MISTAKES_SHOWN]]
+    ids = {row.id for row in shown}
+    images = {example.id: example.image for example in examples if example.id in ids} if ids else {}
+    pictures = {row.id: _picture(row, images.get(row.id), data_root) for row in shown}
     failed = [row for row in rows if row.error is not None or row.answer_error is not None]
     page = render(
         "report.html.jinja",
-        metrics=metrics,
         benchmark=metrics["benchmark"],
         facts=_facts(metrics),
         counts=_counts(metrics["counts"]),
         tiles=_tiles(metrics),
         guard=guard,
         after=after,
-        guard_figures=[entry for entry in GUARD_FIGURES if guard and entry[0] in guard],
+        guard_figures=GUARD_FIGURES,
         category_figures=CATEGORY_FIGURES,
         answers=_answer_tables(metrics["answers"]),
         policy=_policy_facts(metrics["policy"]),
         plots=[_embedded(plot) for plot in make_plots(rows, metrics)],
         errors=failed[:NUM_ERRORS_SHOWN],
         num_errors=len(failed),
-        too_high=shown[0],
-        num_too_high=len(mistakes[0]),
-        too_low=shown[1],
-        num_too_low=len(mistakes[1]),
+        mistakes=[
+            ("Safe pictures that scored highest", "No picture labelled safe was flagged.", too_high),
+            ("Unsafe pictures that scored lowest", "Every picture labelled unsafe was flagged.", too_low),
+        ],
+        num_mistakes_shown=NUM_MISTAKES_SHOWN,
+        pictures=pictures,
         figure_text=figure_text,
         title_of=title_of,
     )
@@ -90,82 +103,57 @@ def write_report(folder, rows, metrics, data_root, find_image=None):
     return path
 
 
-def worst_mistakes(rows, threshold):
+def worst_mistakes(rows, metrics):
     """
-    Returns the pictures on the wrong side of a threshold, each once, as two lists of `(row, num_rows)`.
+    Returns the pictures that were decided wrongly, by the policy or else by the threshold, each once.
 
-    The first holds safe pictures whose unsafe probability is `threshold` or more, the highest first; the second unsafe
-    ones below it, the lowest first. `num_rows` counts the rows with the picture; `row` is the first of the worst.
+    Returns:
+        `tuple[list[dict], list[dict]]`: safe pictures, the highest score first, and unsafe ones, the lowest first.
+        Each holds its `row`, the `score` (the policy's, if there is one), `label` and `verdict` in words, and
+        `others`: how many more rows have this picture.
     """
-    pictures = {}
-    for row in rows:
-        if row.unsafe is not None and row.probs is not None and unsafe_score(row) is not None:
-            key = (row.unsafe, row.image_sha256 or row.image_name or row.id)
-            pictures.setdefault(key, []).append(row)
-    too_high, too_low = [], []
-    for (unsafe, _), same in pictures.items():
-        if unsafe:
-            row = min(same, key=unsafe_score)
-            too_low += [(row, len(same))] if unsafe_score(row) < threshold else []
-        else:
-            row = max(same, key=unsafe_score)
-            too_high += [(row, len(same))] if unsafe_score(row) >= threshold else []
-    too_high.sort(key=lambda entry: -unsafe_score(entry[0]))
-    too_low.sort(key=lambda entry: unsafe_score(entry[0]))
-    return too_high, too_low
+    categories, threshold = metrics["model"]["categories"], metrics["guard"]["threshold"]
+    verdicts = take_verdicts(rows, categories, policy=policy_of(metrics), threshold=threshold)
+    found = {False: {}, True: {}}
+    for i in np.flatnonzero(verdicts.flagged != verdicts.unsafe):
+        row = verdicts.rows[i]
+        same = found[row.unsafe].setdefault(picture_of(row), {"row": row, "score": verdicts.scores[i], "others": -1})
+        same["others"] += 1
+    for mistake in (*found[False].values(), *found[True].values()):
+        row = mistake["row"]
+        ranked = sorted(row.probs.items(), key=lambda entry: -entry[1])[:NUM_CATEGORIES_SHOWN]
+        harm = row.category or row.their_category
+        mistake["label"] = "safe" if not row.unsafe else f"unsafe ({title_of(harm)})" if harm else "unsafe"
+        mistake["verdict"] = ", ".join(f"{title_of(category)} {prob:.3f}" for category, prob in ranked)
+    too_high = sorted(found[False].values(), key=lambda mistake: -mistake["score"])
+    return too_high, sorted(found[True].values(), key=lambda mistake: mistake["score"])
 
 
 # -------------------------------------------------------------------------------------------------- pictures and plots
 
 
-def _file_of(row, data_root):
-    """The path of a row's picture; a name that leads out of the benchmark's folder is not followed."""
-    if row.image_name is None:
-        return None
-    root = os.path.abspath(data_root)
-    path = os.path.abspath(os.path.join(root, row.image_name))
-    if os.path.commonpath([root, path]) != root:
-        raise UnreadableImage(f"picture {row.image_name} is not shown: it lies outside of {root}")
-    return Path(path)
-
-
-def _picture(row, find_image):
-    """`(data: URL, None)` of a row's picture, or `(None, why there is none)`."""
+def _picture(row, image, data_root):
+    """`(data: URL, None)` of a row's picture, or `(None, why it is not shown)`."""
     try:
-        image = find_image(row)
         if image is None:
-            return None, f"picture of row {row.id} not found"
+            if data_root is None or row.image_name is None:
+                return None, f"picture of row {row.id} not found"
+            # A benchmark's rows must not bring other files of this machine into a page that is mailed.
+            root = os.path.abspath(data_root)
+            path = os.path.abspath(os.path.join(root, row.image_name))
+            if os.path.commonpath([root, path]) != root:
+                return None, f"picture not shown: {row.image_name} lies outside of {root}"
+            image = Path(path)
         if isinstance(image, Path):
             if not image.is_file():
                 return None, f"picture not found at {image}"
             image = image.read_bytes()
         if isinstance(image, bytes) and row.image_sha256 not in (None, hashlib.sha256(image).hexdigest()):
-            return None, f"picture {row.image_name or row.id} has changed since it was judged, and is not shown"
-        views = [unsafe for view in row.views or () for unsafe in [_unsafe_of_view(view)]]
-        return thumbnail(image, view=views.index(max(views)) if views else 0), None
-    except (OSError, ValueError) as error:  # UnreadableImage is a ValueError; so is a name with a null character
-        return None, f"picture cannot be shown: {error}"
-
-
-def _unsafe_of_view(view):
-    return 1 - view["probs"]["safe"]
-
-
-def _card(row, num_rows, find_image):
-    url, missing = _picture(row, find_image)
-    ranked = sorted(row.probs.items(), key=lambda entry: -entry[1])[:NUM_CATEGORIES_SHOWN]
-    label = "unsafe" if row.unsafe else "safe"
-    harm = row.category if row.category not in (None, "safe") else row.their_category
-    return {
-        "name": f"Row {row.id}, labelled {label}",
-        "url": url,
-        "missing": missing,
-        "label": f"{label} ({title_of(harm)})" if row.unsafe and harm else label,
-        "score": f"{unsafe_score(row):.3f}",
-        "top": ", ".join(f"{title_of(category)} {prob:.3f}" for category, prob in ranked),
-        "others": num_rows - 1,
-        "row": row,
-    }
+            return None, f"picture not shown: {row.image_name or row.id} has changed since it was judged"
+        views = [view["probs"][SAFE] for view in row.views or ()]
+        return thumbnail(image, view=int(np.argmin(views)) if views else 0), None
+    except (OSError, ValueError) as error:  # UnreadableImage is a ValueError
+        return None, f"picture not shown: {error}"
 
 
 def _embedded(plot):
@@ -173,7 +161,7 @@ def _embedded(plot):
     return {"plot": plot, "large": plot.name == "confusion-matrix", **pngs}
 
 
-# ------------------------------------------------------------------------------------------------------ texts and tables
+# ------------------------------------------------------------------------------------------------ texts and tables
 
 
 def _facts(metrics):
@@ -187,8 +175,8 @@ def _facts(metrics):
         ("Label", benchmark["label_rule"]),
         ("Source", benchmark["source"]),
         ("Licence", benchmark["licence"]),
-        ("Model", model["name"]),
-        ("Fingerprint", model["fingerprint"]),
+        ("Model", model["model"]),
+        ("Fingerprint", model["model_fingerprint"]),
         ("Command", metrics["command"]),
         ("Date", metrics["date"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in metrics["versions"].items() if version)),
@@ -203,6 +191,7 @@ def _counts(counts):
         ("Rows with a verdict", counts["judged"]),
         ("Rows without a verdict", counts["errors"]),
         ("Rows whose answer does not count", counts["answer_errors"]),
+        ("Rows that no figure of the guard counts", sum(map(len, counts["excluded"].values()))),
         *((f"Rows of type {name}", count) for name, count in (counts["by_type"] or {}).items()),
         *(
             (f"Rows of the benchmark's category {name}, which the model does not have", count)
@@ -232,15 +221,16 @@ def _tiles(metrics):
 
 
 def _answer_tables(answers):
-    """`(judge, rows of the table)` of each judge of answers; a row is `(what, about, figure)`."""
+    """`(judge, rows by group, figures of all)` of each judge of answers."""
     tables = []
     for key, judge in ANSWER_JUDGES:
-        figures = (answers or {}).get(key)
-        if figures:
-            rows = [(f"Attack success, {kind}", "", each) for kind, each in figures["attack_success_rate"].items()]
-            rows += [(f"Refusals, {kind}", "", each) for kind, each in figures["refusal_rate"].items()]
-            rows += [(title, about, figures[name]) for name, title, about in ANSWER_FIGURES]
-            tables.append((judge, rows))
+        if answers is not None and answers[key] is not None:
+            found = answers[key]
+            groups = [
+                (name, GROUPS[name], count, found["refusal_rate"].get(name), found["attack_success_rate"].get(name))
+                for name, count in found["num_rows"].items()
+            ]
+            tables.append((judge, groups, [(title, about, found[name]) for name, title, about in ANSWER_FIGURES]))
     return tables
 
 
