@@ -189,13 +189,14 @@ def _histogram(found, guard, _):
         upper, lower = figure.subplots(2, sharex=True, sharey=True)
         for axes, kind, chosen in ((upper, "safe", ~found.unsafe), (lower, "unsafe", found.unsafe)):
             colour = theme["second" if kind == "unsafe" else "first"]
-            axes.hist(found.raw[chosen], bins=edges, color=colour, label=f"labelled {kind} ({chosen.sum():,})")
+            axes.hist(found.raw[chosen], bins=edges, color=colour)
+            axes.set_title(f"labelled {kind}: {chosen.sum():,}", loc="left", fontsize=9)
             axes.set_ylabel("rows")
             for (text, value), dashes in zip(thresholds, ("--", ":")):
                 axes.axvline(value, color=theme["ink"], linestyle=dashes, label=text if axes is lower else None)
-            axes.legend(loc="upper center")
         _count_axis(upper, np.histogram(found.raw, edges)[0].max())
         lower.set(xlabel="unsafe probability, 1 - p(safe)", xlim=(0, 1))
+        figure.legend(loc="outside lower center", ncols=2)
 
     drawn_in = " and ".join(text for text, _ in thresholds)
     return draw, f"Histograms of the unsafe probability of safe and of unsafe pictures. Drawn in: {drawn_in}."
@@ -257,7 +258,7 @@ def _mark_decisions(axes, theme, guard, after, x, y):
 def _reliability(found, guard, after):
     curves = [(found.raw, "o-", "first", f"ECE {figure_text(guard['ece'])}")]
     if after is not None:
-        curves.append((found.calibrated, "s--", "second", f"by the policy {figure_text(after['ece'])}"))
+        curves.append((found.calibrated, "s--", "second", f"by the policy, {figure_text(after['ece'])}"))
 
     def draw(figure, theme):
         axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -267,11 +268,11 @@ def _reliability(found, guard, after):
             axes.plot(predicted, observed, line, color=theme[colour], markersize=5, label=label, clip_on=False)
         axes.set(ylabel="share that is unsafe", ylim=(-0.02, 1.02))
         axes.grid(True)
-        axes.legend(loc="upper left")
         edges = np.linspace(0, 1, ECE_BINS + 1)
         below.hist(found.raw, bins=edges, color=theme["first"], edgecolor=theme["ground"])
         _count_axis(below, np.histogram(found.raw, edges)[0].max())
         below.set(xlabel="unsafe probability, 1 - p(safe)", ylabel="rows", xlim=(-0.01, 1.01))
+        figure.legend(loc="outside lower center", ncols=2)
 
     texts = "; ".join(label for *_, label in curves)
     return draw, f"Reliability: the share of unsafe rows in each of {ECE_BINS} ranges of the score. {texts}."

@@ -96,6 +96,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
         num_mistakes_shown=NUM_MISTAKES_SHOWN,
         pictures=pictures,
         figure_text=figure_text,
+        remarks=_remarks,
         title_of=title_of,
     )
     path = Path(folder) / "report.html"
@@ -218,6 +219,15 @@ def _tiles(metrics):
             if name != "mean_asr_of_rows"
         ]
     return tiles
+
+
+def _remarks(figures):
+    """What the figures of a category say of themselves: `"AUROC, F1: only one class"`."""
+    remarks = {}
+    for name, title in CATEGORY_FIGURES.items():
+        if figures[name].get("reason"):
+            remarks.setdefault(figures[name]["reason"], []).append(title)
+    return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in remarks.items())
 
 
 def _answer_tables(answers):
