@@ -68,6 +68,19 @@ this package's own. Weights are loaded in float32, one model at a time: four byt
 """
 CHECK_EXIT_CODES = "exit codes: 0 all checks passed; 1 one failed; 2 wrong usage."
 
+COMPARE = """\
+Compare evaluations of one benchmark with the first of them: figures side by side, and by how much they differ.
+
+Only rows that all of them have count. Every interval holds 95 % of the resamples of the pictures, and a difference is
+measured on the same resampled pictures on both sides. Pictures are flagged by the policy that safeqwen evaluate was
+given, or without one from an unsafe probability of 0.5. The rows on which the decisions differ are listed, all of them
+in --out.
+"""
+COMPARE_EXIT_CODES = """\
+exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared: of
+different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+"""
+
 
 def probability(text):
     value = float(text)
@@ -105,6 +118,7 @@ def build_parser():
     add_train(commands)
     add_export(commands)
     add_check(commands)
+    add_compare(commands)
     return parser
 
 
@@ -225,6 +239,19 @@ def add_check(commands):
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
     check.add_argument("--image", metavar="FILE", help="judge this picture (default: a drawn house)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
+
+
+def add_compare(commands):
+    compare = add_command(
+        commands,
+        "compare",
+        "commands.compare",
+        help="compare evaluations: what differs, how surely, where",
+        description=COMPARE,
+        epilog=COMPARE_EXIT_CODES,
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
+    compare.add_argument("--out", metavar="FILE", help="write all of it as JSON, every row that differs included")
 
 
 def main(argv=None):

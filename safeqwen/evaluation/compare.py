@@ -1,7 +1,7 @@
 """Evaluations of one benchmark beside each other: what differs, how surely, and on which rows.
 
-Only rows that all evaluations have count, and every resample draws the same pictures for all of them, so that a difference
-is not blurred by which pictures are hard.
+Only rows that all evaluations have count, and every resample draws the same pictures for all of them, so that a
+difference is not blurred by which pictures are hard.
 """
 
 import json
@@ -31,22 +31,22 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
     """
     Compares evaluations with the first of them.
 
-    Pictures are flagged by the policy that an evaluation was made with (`policy` in its metrics.json), which also calibrates
-    the scores; without one, from an unsafe probability of 0.5.
+    Pictures are flagged by the policy that an evaluation was made with (`policy` in its metrics.json), which also
+    calibrates the scores; without one, from an unsafe probability of 0.5.
 
     Args:
         folders (`list[str]`): two or more, that `safeqwen evaluate` wrote to.
         num_resamples, seed (`int`): as in [`bootstrap`].
 
     Returns:
-        `dict`: `benchmark`; `folders`; `rows` (how many are compared, which are not, and why); `guard`, and `answers` by
-        "matcher" and "judge", `None` if no row counts: name -> a list of a figure for each folder, those after the first
-        with `difference`, a figure of their value less the first's; `disagreements` and `answer_disagreements`, the
-        rows on which decisions and refusals differ.
+        `dict`: `benchmark`; `folders`; `rows` (how many are compared, which are not, and why); `guard`, and `answers`
+        by "matcher" and "judge", `None` if no row counts: name -> a list of a figure for each folder, those after the
+        first with `difference`, a figure of their value less the first's; `disagreements` and `answer_disagreements`,
+        the rows on which decisions and refusals differ.
 
     Raises:
-        ValueError: if there are fewer than two folders, they are of different benchmarks, have no row in common, rows of
-            one id differ in picture or label, or no row counts in all of them.
+        ValueError: if there are fewer than two folders, they are of different benchmarks, have no row in common, rows
+            of one id differ in picture or label, or no row counts in all of them.
         OSError: if a file is missing.
     """
     folders = [str(folder) for folder in folders]
@@ -73,7 +73,7 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
         "folders": folders,
         "rows": {
             "in_all": len(shared),
-            "not_in_all": {folder: len(rows) - len(shared) for folder, rows in zip(folders, evaluations)},
+            "not_in_all": [len(rows) - len(shared) for rows in evaluations],
             "compared": len(counted),
             "pictures": len({picture_of(evaluations[0][id]) for id in counted}),
             "answers_compared": len(answered),
@@ -103,7 +103,7 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
             if rater == "matcher" or all(rows[id].answer_verdict for rows in evaluations)
         ]
         if rated:
-            comparison["answers"][rater] = _answers(rated, by, rater, settings)
+            comparison["answers"][rater] = {"num_rows": len(rated), "figures": _answers(rated, by, rater, settings)}
     comparison["answer_disagreements"] = _answer_disagreements([[rows[id] for rows in evaluations] for id in answered])
     return comparison
 
@@ -169,9 +169,9 @@ def _guard(verdicts, same_categories, settings):
     ns = dict.fromkeys(BINARY, num_rows) | (dict.fromkeys(OF_CATEGORIES, num_known) if same_categories else {})
 
     def measure_of(one):
-        return lambda chosen: (
-            measure_binary(one, chosen) | (measure_predictions(one, chosen) if same_categories else {})
-        )
+        if not same_categories:
+            return lambda chosen: measure_binary(one, chosen)
+        return lambda chosen: measure_binary(one, chosen) | measure_predictions(one, chosen)
 
     return _compared([measure_of(one) for one in verdicts], verdicts[0].pictures, ns, settings)
 

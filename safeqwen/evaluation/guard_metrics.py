@@ -3,7 +3,7 @@
 Conventions:
 
 - The score of a picture is its unsafe probability, 1 - p(safe); a score equal to the threshold is unsafe.
-- A figure that is undefined is `None` with a reason, never 0 or 1: precision where nothing was flagged, AUROC of one class.
+- What is undefined is `None` with a reason, never 0 or 1: precision where nothing was flagged, AUROC of one class.
 - Where several categories are equally likely, the first in the model's order is the predicted one.
 """
 
@@ -85,18 +85,17 @@ def guard_metrics(rows, categories, *, policy=None, threshold=0.5, num_resamples
     Args:
         rows (`list[Row]`): those with a verdict and a label count.
         categories (`list[str]`): the model's, in its order.
-        policy ([`SafetyPolicy`], *optional*): its calibrated probabilities are then the scores, and a picture is flagged
-            if the policy would flag or block it.
+        policy ([`SafetyPolicy`], *optional*): its calibrated probabilities are then the scores, and a picture is
+            flagged if the policy would flag or block it, enforced or not.
         threshold (`float`): without a policy, the unsafe probability in [0, 1] from which a picture is flagged.
         num_resamples, seed (`int`): as in [`bootstrap`].
 
     Returns:
-        `dict`: the figures that docs/evaluation.md defines, `per_category`, `confusion_matrix` (rows are labels, columns
-        predictions), and what they were computed with.
+        `dict`: the figures that docs/evaluation.md defines, `per_category`, `confusion_matrix` (rows are labels,
+        columns predictions), and what they were computed with.
 
     Raises:
-        ValueError: if no row counts, the categories have no "safe", the policy is for others, the threshold lies outside
-            [0, 1], or [`take_verdicts`] refuses a row.
+        ValueError: if no row counts, or as [`take_verdicts`] and [`bootstrap`].
     """
     verdicts = take_verdicts(rows, categories, policy=policy, threshold=threshold)
     if not verdicts.rows:
@@ -129,8 +128,8 @@ def guard_metrics(rows, categories, *, policy=None, threshold=0.5, num_resamples
             coarse = f"coarse: there are {num_safe} safe rows only, each {1 / num_safe:.1%} of the false-positive rate"
             found[name]["reason"] = "; ".join(filter(None, (coarse, found[name].get("reason"))))
     for name in OF_CATEGORIES:
-        n = num_known if name == "top1" else int(support.sum() - support[verdicts.safe])
-        found[name] = figure_of(figures[name], n, "no row of a known category")
+        why = "no row of a known harm" if num_known and name != "top1" else "no row of a known category"
+        found[name] = figure_of(figures[name], num_known, why)
     predicted = verdicts.probs[known].argmax(axis=1)
     num_predicted = np.bincount(predicted, minlength=len(categories))
     found["per_category"] = {}
@@ -172,15 +171,13 @@ def take_verdicts(rows, categories, *, policy=None, threshold=0.5):
     The rows that count for the guard, as [`Verdicts`].
 
     Raises:
-        ValueError: if the categories have no "safe", or the policy is for others; if `threshold` lies outside [0, 1]; if
-            a row that counts holds probabilities that are not finite, outside [0, 1], of other categories or that do not
-            add up to 1, a category that the model has not, or one that contradicts its label.
+        ValueError: if the categories have no "safe", or the policy is for others; if `threshold` lies outside [0, 1];
+            if a row that counts holds probabilities that are not finite, outside [0, 1], of other categories or that
+            do not add up to 1, a category that the model has not, or one that contradicts its label.
     """
     categories = list(categories)
     if SAFE not in categories:
-        raise ValueError(
-            f"without a category 'safe' no picture has an unsafe probability; got {', '.join(categories)}"
-        )
+        raise ValueError(f"without a category 'safe' nothing is safe or unsafe; got {', '.join(categories)}")
     if policy is not None:
         policy.check(categories)
     if not 0 <= threshold <= 1:
@@ -214,10 +211,8 @@ def _label(row, categories):
         raise ValueError(f"row {row.id}: unsafe must be true or false; got {row.unsafe!r}")
     if row.category is not None and row.category not in categories:
         near = get_close_matches(row.category, categories, n=1)
-        raise ValueError(
-            f"row {row.id}: the model has no category {row.category!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(categories)}"
+        raise ValueError(f"row {row.id}: the model has no category {row.category!r}; {hint}")
     if row.category is not None and (row.category == SAFE) == row.unsafe:
         label = "unsafe" if row.unsafe else "safe"
         raise ValueError(f"row {row.id} is labelled {label}, but its category is {row.category!r}")
@@ -273,7 +268,7 @@ def measure_binary(verdicts, chosen):
 
 
 def measure_predictions(verdicts, chosen):
-    """`dict`: each of `OF_CATEGORIES`, and `(category's index, "f1" | "precision" | "recall")`, NaN where undefined."""
+    """`dict`: each of `OF_CATEGORIES`; `(category's index, "f1" | "precision" | "recall")`. NaN where undefined."""
     labels, probs = _known(verdicts, chosen)
     num_categories = probs.shape[1]
     found = dict.fromkeys(OF_CATEGORIES, math.nan)

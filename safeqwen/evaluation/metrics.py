@@ -1,6 +1,6 @@
 """`metrics.json`: everything that is computed from an evaluation's rows.
 
-Every figure is `{"value", "low", "high", "n"}`: a number or `None`, its 95 % interval, and how many rows it is a figure of.
+Every figure is `{"value", "low", "high", "n"}`: a number or `None`, its 95 % interval, and how many rows it is about.
 `reason` is there if something is missing or needs a remark, `undefined_resamples` if some do not define the figure.
 """
 
@@ -32,14 +32,13 @@ def evaluation_metrics(folder, policy=None):
         `dict`: see docs/evaluation.md. The same files give the same `dict`.
 
     Raises:
-        ValueError: as [`guard_metrics`], [`answer_metrics`] and [`read_rows`]; if rows are missing, or the policy is for another model.
+        ValueError: as [`guard_metrics`], [`answer_metrics`] and [`read_rows`]; if rows are missing, or the policy is
+            for another model.
         OSError: if a file is missing.
     """
     rows, run = read_rows(folder), read_run(folder)
     if not rows or len(rows) != run["num_rows"]:
-        raise ValueError(
-            f"{folder} holds {len(rows)} of {run['num_rows']} rows; let safeqwen evaluate finish it first"
-        )
+        raise ValueError(f"{folder} holds {len(rows)} of {run['num_rows']} rows; let safeqwen evaluate end first")
     categories = run["categories"]
     if policy is not None:
         policy.check(categories, run["model_fingerprint"])
