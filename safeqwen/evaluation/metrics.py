@@ -15,7 +15,7 @@ from safeqwen.evaluation.rows import read_rows
 from safeqwen.provenance import package_versions
 
 
-OF_RUN = ("benchmark", "model", "model_fingerprint", "categories", "num_rows", "command", "versions", "date")
+OF_RUN = ("benchmark", "model", "model_fingerprint", "categories", "command", "versions", "date")
 
 __all__ = ["answer_metrics", "evaluation_metrics", "guard_metrics"]
 
@@ -32,13 +32,13 @@ def evaluation_metrics(folder, policy=None):
         `dict`: see docs/evaluation.md. The same files give the same `dict`.
 
     Raises:
-        ValueError: as [`guard_metrics`], [`answer_metrics`] and [`read_rows`]; if rows are missing, or the policy is
-            for another model.
+        ValueError: as [`guard_metrics`], [`answer_metrics`] and [`read_rows`]; if there is no row, or the policy
+            is for another model.
         OSError: if a file is missing.
     """
     rows, run = read_rows(folder), read_run(folder)
-    if not rows or len(rows) != run["num_rows"]:
-        raise ValueError(f"{folder} holds {len(rows)} of {run['num_rows']} rows; let safeqwen evaluate end first")
+    if not rows:
+        raise ValueError(f"{folder} holds no rows: there is nothing to measure")
     categories = run["categories"]
     if policy is not None:
         policy.check(categories, run["model_fingerprint"])
