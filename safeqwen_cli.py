@@ -67,8 +67,8 @@ OUT gets a line for each row (rows.jsonl), the figures with their intervals (met
 its plots, and the verdicts as records for guard-eval-harness (records.jsonl). The same command, started again, goes on
 with a run that was stopped; of one that has ended it makes figures and page anew, and changes no row.
 
-Benchmarks: holisafe, unsafebench, vlguard, llavaguard, safeeditbench, folder, jsonl; for answers only mm-safetybench,
-siuo, vlsbench. docs/evaluation.md says what each looks like on the disk.
+Benchmarks: holisafe-bench, unsafebench, vlguard, llavaguard, safeeditbench, folder, jsonl; for answers only
+mm-safetybench, siuo, vlsbench. docs/evaluation.md says what each looks like on the disk.
 """
 EVALUATE_EXIT_CODES = """\
 exit codes: 0 every row counts; 1 some rows have no verdict or no answer that counts: the files are whole, and stdout
@@ -87,6 +87,19 @@ One line a check on stdout, "ok" or "FAILED" with the reason and what to do. The
 this package's own. Weights are loaded in float32, one model at a time: four bytes a parameter.
 """
 CHECK_EXIT_CODES = "exit codes: 0 all checks passed; 1 one failed; 2 wrong usage."
+
+COMPARE = """\
+Compare evaluations of one benchmark with the first of them: figures side by side, and by how much they differ.
+
+Only rows that all of them have count. Every interval holds 95 % of the resamples of the pictures, and a difference is
+measured on the same resampled pictures on both sides. Pictures are flagged by the policy that safeqwen evaluate was
+given, or without one from an unsafe probability of 0.5. The rows on which the decisions differ are listed, all of them
+in --out.
+"""
+COMPARE_EXIT_CODES = """\
+exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared,
+such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+"""
 
 
 def probability(text):
@@ -133,6 +146,7 @@ def build_parser():
     add_export(commands)
     add_check(commands)
     add_evaluate(commands)
+    add_compare(commands)
     return parser
 
 
@@ -296,6 +310,19 @@ def add_evaluate(commands):
         "--judge-url", metavar="URL", help="of an OpenAI-compatible API, e.g. http://localhost:8000/v1"
     )
     answers.add_argument("--judge-model", metavar="NAME", help="a chat model there")
+
+
+def add_compare(commands):
+    compare = add_command(
+        commands,
+        "compare",
+        "commands.compare",
+        help="compare evaluations: what differs, how surely, where",
+        description=COMPARE,
+        epilog=COMPARE_EXIT_CODES,
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
+    compare.add_argument("--out", metavar="FILE", help="write all of it as JSON, every row that differs included")
 
 
 def main(argv=None):

@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 
 
 def evaluate(data, out, *arguments):
-    given = ["--benchmark", "holisafe", "--data", data, "--out", out, "--device", "cpu", *arguments]
+    given = ["--benchmark", "holisafe-bench", "--data", data, "--out", out, "--device", "cpu", *arguments]
     return main(["evaluate", *map(str, given)])
 
 
@@ -64,7 +64,7 @@ def test_one_command_makes_rows_figures_plots_records_and_a_page(data, tmp_path,
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["counts"]["rows"] == 20 and metrics["guard"]["auroc"]["value"] > 0.9
     assert metrics["answers"]["matcher"]["num_rows"] == dict.fromkeys(TYPES, 4)
-    assert "safeqwen evaluate --benchmark holisafe" in metrics["command"]
+    assert "safeqwen evaluate --benchmark holisafe-bench" in metrics["command"]
     assert (out / "report.html").exists() and list((out / "plots").glob("*.png"))
     assert len((out / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 20
 
@@ -91,7 +91,7 @@ def test_rows_with_errors_are_counted_and_listed_and_exit_with_1(tmp_path, capsy
         (["--max-pixels", "783"], "784"),
         (["--model", "gone"], "gone"),
         (["--policy", "gone.json"], "gone.json"),
-        (["--benchmark", "holysafe"], "holisafe"),
+        (["--benchmark", "holysafe-bench"], "holisafe-bench"),
         (["--data", "gone"], "gone"),
     ],
 )
