@@ -1,7 +1,5 @@
 """`safeqwen compare`: figures of evaluations side by side, what differs, and on which rows."""
 
-from pathlib import Path
-
 from safeqwen.commands.terminal import prepare_streams, printable, say
 from safeqwen.files import write_json
 
@@ -30,7 +28,7 @@ def run(args):
         print(printable(line))
     if args.out is not None:
         try:
-            write_json(Path(args.out), comparison)
+            write_json(args.out, comparison)
         except OSError as error:
             say(f"{args.out} could not be written: {error}")
             return 1
