@@ -279,7 +279,9 @@ def add_compare(commands):
         epilog=COMPARE_EXIT_CODES,
     )
     compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
-    compare.add_argument("--out", metavar="FILE", type=Path, help="write all of it as JSON, every row that differs included")
+    compare.add_argument(
+        "--out", metavar="FILE", type=Path, help="write all of it as JSON, every row that differs included"
+    )
 
 
 def add_evaluate(commands):
