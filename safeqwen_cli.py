@@ -97,7 +97,7 @@ given, or without one from an unsafe probability of 0.5. The rows on which the d
 in --out.
 """
 COMPARE_EXIT_CODES = """\
-exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared,
+exit codes: 0 they were compared; 1 FILE or stdout could not be written; 2 wrong usage, or evaluations that cannot be compared,
 such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
 """
 
@@ -280,7 +280,7 @@ def add_compare(commands):
     )
     compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
     compare.add_argument(
-        "--out", metavar="FILE", type=Path, help="write all of it as JSON, every row that differs included"
+        "--out", metavar="FILE", type=Path, help="write all of it as JSON, with every row that differs"
     )
 
 

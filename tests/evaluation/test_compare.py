@@ -22,12 +22,14 @@ def better_rows():
 
 def test_differences_are_worked_by_hand(tmp_path):
     folders = [write_evaluation(tmp_path / "a", six_rows()), write_evaluation(tmp_path / "b", better_rows())]
-    guard = compare(folders, num_resamples=100)["guard"]
+    comparison = compare(folders, num_resamples=100)
+    guard = comparison["guard"]
     first, second = guard["recall"]
     assert (first["value"], second["value"]) == pytest.approx((2 / 3, 1))
     assert second["difference"]["value"] == pytest.approx(1 / 3) and "difference" not in first
     assert guard["false_positive_rate"][1]["difference"]["value"] == pytest.approx(-1 / 3)
     assert guard["top1"][1]["difference"]["value"] == pytest.approx(1 / 6)  # c is found to be weapons
+    json.dumps(comparison, allow_nan=False)
 
 
 def test_both_sides_are_drawn_together(tmp_path):
@@ -131,11 +133,6 @@ def test_guards_of_other_taxonomies_are_compared_as_far_as_unsafe_goes(tmp_path)
     ]
     guard = compare(folders, num_resamples=100)["guard"]
     assert guard["auroc"][1]["difference"]["value"] == 0 and "top1" not in guard
-
-
-def test_the_comparison_can_be_written_as_json(tmp_path):
-    folders = [write_evaluation(tmp_path / "a", six_rows()), write_evaluation(tmp_path / "b", better_rows())]
-    json.dumps(compare(folders, num_resamples=100), allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -44,7 +44,6 @@ def test_the_policy_is_measured_beside_the_guard(tmp_path):
     assert metrics["guard_after_policy"]["recall"]["value"] == pytest.approx(1 / 3)
     assert metrics["guard_after_policy"]["threshold"] == 0.62
     assert metrics["policy"] == policy.to_dict()
-    assert metrics == evaluation_metrics(folder, policy)
     json.dumps(metrics, allow_nan=False)
     with pytest.raises(ValueError, match="the policy was fitted to the weights"):
         evaluation_metrics(folder, dataclasses.replace(policy, model="def"))
