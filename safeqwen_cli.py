@@ -97,8 +97,8 @@ given, or without one from an unsafe probability of 0.5. The rows on which the d
 in --out.
 """
 COMPARE_EXIT_CODES = """\
-exit codes: 0 they were compared; 1 FILE or stdout could not be written; 2 wrong usage, or evaluations that cannot be compared,
-such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+exit codes: 0 they were compared; 1 FILE or stdout could not be written; 2 wrong usage, or evaluations that cannot be
+compared, such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
 """
 
 

@@ -71,7 +71,7 @@ def lines(comparison):
 
 def _excluded(reasons):
     for reason, ids in reasons.items():
-        yield f"  {len(ids)} rows do not count: {reason}"
+        yield f"  without {len(ids)}: {reason}"
 
 
 def _table(figures, names):
