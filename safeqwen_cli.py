@@ -101,8 +101,8 @@ given, or without one from an unsafe probability of 0.5. The rows on which the d
 in --out.
 """
 COMPARE_EXIT_CODES = """\
-exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared,
-such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+exit codes: 0 they were compared; 1 FILE or stdout could not be written; 2 wrong usage, or evaluations that cannot be
+compared, such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
 """
 
 
@@ -280,6 +280,21 @@ def add_check(commands):
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
 
 
+def add_compare(commands):
+    compare = add_command(
+        commands,
+        "compare",
+        "commands.compare",
+        help="compare evaluations: what differs, how surely, where",
+        description=COMPARE,
+        epilog=COMPARE_EXIT_CODES,
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
+    compare.add_argument(
+        "--out", metavar="FILE", type=Path, help="write all of it as JSON, with every row that differs"
+    )
+
+
 def add_evaluate(commands):
     evaluate = add_command(
         commands,
@@ -321,19 +336,6 @@ def add_evaluate(commands):
         "--judge-url", metavar="URL", help="of an OpenAI-compatible API, e.g. http://localhost:8000/v1"
     )
     answers.add_argument("--judge-model", metavar="NAME", help="a chat model there")
-
-
-def add_compare(commands):
-    compare = add_command(
-        commands,
-        "compare",
-        "commands.compare",
-        help="compare evaluations: what differs, how surely, where",
-        description=COMPARE,
-        epilog=COMPARE_EXIT_CODES,
-    )
-    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
-    compare.add_argument("--out", metavar="FILE", help="write all of it as JSON, every row that differs included")
 
 
 def main(argv=None):
