@@ -15,8 +15,10 @@ Judge pictures, and answer a question about each with --ask.
 
 For each picture a table of the categories above 10 %. Every frame is judged by itself, whether or not there is a
 question, and a picture of several frames is as unsafe as its least safe frame. The verdict on a still picture comes
-from the same pass that starts the answer; an animation, and pictures --together, take a pass a frame more. The verdict
-is the model's estimate, not a decision: choose what to do about it on your own data.
+from the same pass that starts the answer; an animation, and pictures --together, take a pass a frame more.
+
+The verdict is the model's estimate. A policy makes a decision of it: the safety_policy.json in the model's folder, or
+--policy FILE. The line below the table then says what to do, and why.
 """
 
 TRAIN = """\
@@ -33,8 +35,8 @@ disk: the reason is on stderr.
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
 judged all the same), or the reader of stdout has left (| head); 2 wrong usage, the model could not be loaded, or
-stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe (whether or not another could not be
-judged).
+the policy is for another model, or stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe, or
+with a policy the decision on one is not "allow" (whether or not another could not be judged; in shadow mode never).
 
 --json writes one object a line, in the order of the pictures:
   image     (string) as given
@@ -44,6 +46,8 @@ judged).
   scores    (object or null) the probability of each category, in the model's order
   frames    (number or null) how many views were judged: the frames of an animation, each twice if it looks
             different on white and on black paper
+  decision  (object or null) of the policy, null without one: action, flagged, would_action, reason, fired, severity,
+            scores, unsafe, groups, num_frames, num_frames_fired, num_frames_needed
   answer    (string or null) with --ask; the same for all pictures with --together
   model     (string) as given, or "demo"
   error     (string or null) why there is no verdict; all fields above but image are then null
@@ -172,10 +176,17 @@ def add_judge(commands):
         "--together", action="store_true", help="--ask once, about all pictures in one prompt; each is still judged"
     )
     judge.add_argument(
-        "--fail-on-unsafe", action="store_true", help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at"
+        "--fail-on-unsafe",
+        action="store_true",
+        help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at, or with a policy, if one is not allowed",
     )
     judge.add_argument(
-        "--unsafe-at", type=probability, metavar="P", default=0.5, help="probability in [0, 1] (default: %(default)s)"
+        "--unsafe-at", type=probability, metavar="P", help="probability in [0, 1], without a policy (default: 0.5)"
+    )
+    judge.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="decide by this policy; none for no decision (default: safety_policy.json in the model's folder, if any)",
     )
 
     output = judge.add_argument_group("output")
