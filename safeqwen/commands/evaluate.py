@@ -217,8 +217,8 @@ def _print_errors(failed, out):
         return
     num_unjudged = sum(row.error is not None for row in failed)
     print(
-        f"\nrows without a verdict: {num_unjudged:,}; with one, but no answer that counts: {len(failed) - num_unjudged:,}; "
-        f"the reasons are in {printable(str(out / 'rows.jsonl'))}. The first:"
+        f"\nrows without a verdict: {num_unjudged:,}; with one, but no answer that counts: "
+        f"{len(failed) - num_unjudged:,}; the reasons are in {printable(str(out / 'rows.jsonl'))}. The first:"
     )
     for row in failed[:NUM_ERRORS_SHOWN]:
         print(f"  {printable(row.id)}: {printable(' '.join((row.error or row.answer_error).split()))[:200]}")
