@@ -119,8 +119,8 @@ def _show(out, policy):
     print(f"fitted to {fit['safe']} safe and {fit['unsafe']} unsafe still pictures, one row a picture: ", end="")
     if "max_fpr" in rule:
         print(
-            f"with probability {rule['confidence']:.6g} or more over the draw of these rows, the false-positive rate on "
-            f"new still pictures of the same kind is at most {rule['max_fpr']:.6g} "
+            f"with probability {rule['confidence']:.6g} or more over the draw of these rows, the false-positive rate "
+            f"on new still pictures of the same kind is at most {rule['max_fpr']:.6g} "
             f"({rule['false_positives']} false positives, {rule['may_err']} may be)"
         )
     else:

@@ -46,7 +46,7 @@ class Picture:
         unsafe (`bool`): whether it should be flagged: it is labelled unsafe, and not with a category that is allowed.
         category (`str`, *optional*): as it is labelled, among the model's categories.
         probs (`(views, categories)` array): the model's own probabilities.
-        frames (`list[int]`): the number of each view's frame. A clip has several; a still has one, in one or two views.
+        frames (`list[int]`): the number of each view's frame. A clip has several; a still one, in one view or two.
     """
 
     unsafe: bool
@@ -239,8 +239,8 @@ def _split(pictures, held_out, seed):
     for label in ("safe", "unsafe"):
         if fit[label] < MIN_PICTURES or not held[label]:
             raise ValueError(
-                f"there are {counts[label]} different still pictures labelled {label}, {fit[label]} of them to fit to: "
-                f"it takes {MIN_PICTURES} to fit to, and one held out; add rows, or hold out another share"
+                f"there are {counts[label]} different still pictures labelled {label}, {fit[label]} of them to fit "
+                f"to: it takes {MIN_PICTURES} to fit to, and one held out; add rows, or hold out another share"
             )
     return parts
 

@@ -139,8 +139,8 @@ def promised_threshold(safe_scores, other_scores, max_fpr, confidence):
     allowed = num_false_positives_allowed(len(safe_scores), max_fpr, confidence)
     if allowed < 0:
         raise ValueError(
-            f"{len(safe_scores)} safe pictures to fit to are too few to promise a false-positive rate of at most {max_fpr:.2%} "
-            f"with probability {confidence:.2%}: it takes {num_rows_needed(max_fpr, confidence)} or more, none of "
+            f"{len(safe_scores)} safe pictures to fit to are too few to promise a false-positive rate of at most "
+            f"{max_fpr:.2%} with probability {confidence:.2%}: it takes {num_rows_needed(max_fpr, confidence)} or more, none of "
             "which is flagged then; add safe rows, hold out fewer, or ask for a higher rate or a lower confidence"
         )
     above = safe_scores[allowed]  # the highest score that must not be flagged
