@@ -1,9 +1,9 @@
 """How often a promised false-positive rate is exceeded: `python -m benchmarks.calibration`.
 
 The demo checkpoint judges 6,000 drawings that it finds hard: 4,000 safe ones and 2,000 of the 19 harms in turn, all in
-the held-out line style on the held-out background, shrunk to 16 to 32 pixels a side, and noised. They are the population.
-A calibration set is drawn from it with replacement, and then the rate on fresh rows is known exactly: it is the share
-of the whole population that a threshold flags. 200 sets of each size are drawn anew, and every rule gets the same ones:
+the held-out line style on the held-out background, shrunk to 16 to 32 pixels a side, and noised. They are the
+population. A calibration set is drawn from it with replacement, and then the rate on fresh rows is known exactly: it
+is the share of the whole population that a threshold flags. 200 sets of each size are drawn anew, the same for all:
 
 - argmax, 0.5: the likeliest category is not "safe"; 1 - p(safe) is at least 0.5. Neither looks at the set.
 - quantile: of the set's safe scores, at 1 - the target.
@@ -11,8 +11,8 @@ of the whole population that a threshold flags. 200 sets of each size are drawn 
 - MAPIE: `BinaryClassificationController` by default, which is Bonferroni-Holm over 100 thresholds, and with
   `fwer_method="fixed_sequence"` over the thresholds between the set's scores, from high to low.
 
-"exceeded" is the share of sets whose threshold flags more of the safe population than the target; "refused" of sets for
-which there was none. Rates and recall are means over the other sets. `--judged FILE` keeps the verdicts (3 minutes).
+"exceeded" is the share of sets whose threshold flags more of the safe population than the target; "refused" of sets
+for which there was none. Rates and recall are means over the other sets. `--judged FILE` keeps the verdicts.
 """
 
 import argparse

@@ -34,7 +34,8 @@ PROCEDURE = "Learn-then-Test, fixed sequence of all thresholds, binomial p-value
 MIN_PICTURES = 20  # of a label, to fit to: 95 % of fewer are all of them
 ECE_BINS = 15
 CLIP_STEPS = 100  # at_least k of 100 frames
-LENGTHS = ((2, 4), (5, 16), (17, None))  # of clips, in frames
+ANY_FRAME = {"at_least": 1, "of": CLIP_STEPS}  # one is enough, up to 100 frames; 1 of 1 would be all of them
+LENGTHS = ((2, 4), (5, 8), (9, None))  # of clips, in frames
 
 
 @dataclass
@@ -95,10 +96,10 @@ def calibrate(
             `image_sha256`, `unsafe`, `category`, `probs` and `views`.
         categories (`list[str]`): of the model, in its order.
         fingerprint (`str`, *optional*): of its weights, for the policy's `model`.
-        base ([`SafetyPolicy`], *optional*): whose mode, actions, groups and severity levels are kept. Its categories'
-            thresholds are kept, too, where none is fitted, but not below the new threshold of "unsafe". If it allows
-            categories its temperature is kept: a new one would reorder the pictures by their rows' labels, and a
-            promise needs an order that is not made of the rows that it is made with.
+        base ([`SafetyPolicy`], *optional*): whose mode, actions, groups and severity levels are kept. Its rule for
+            clips and its categories' thresholds are kept, too, where none is fitted, but no threshold below the new
+            one of "unsafe". If it allows categories its temperature is kept: a new one would reorder the pictures by
+            their rows' labels, and a promise needs an order that is not made of the rows that it is made with.
         operating_point (`str`): a key of `OPERATING_POINTS`: for the thresholds that come without a promise.
         max_fpr (`float` in (0, 1), *optional*): with it the threshold of "unsafe" is one whose false-positive rate on
             new still pictures is at most this, with probability at least `confidence` over the draw of the rows.
@@ -118,14 +119,14 @@ def calibrate(
     for name, value in (("max_fpr", max_fpr), ("confidence", confidence), ("held_out", held_out)):
         if value is not None and not 0 < value < 1:
             raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
-    base = SafetyPolicy(categories=categories) if base is None else base
+    base = SafetyPolicy(categories=categories, clip=ANY_FRAME) if base is None else base
     base.check(categories)
     if base.actions[UNSAFE] == "allow":
         raise ValueError(
             "the policy to start from allows 'unsafe': that rule never fires, and has no threshold to fit"
         )
     allowed = [name for name in base.categories if base.actions.get(name) == "allow"]
-    policy = replace(base, model=fingerprint, clip={"at_least": 1, "of": 1}, fitted=None)
+    policy = replace(base, model=fingerprint, fitted=None)
 
     pictures, excluded = _one_a_picture(rows, base.categories, allowed)
     fit, held = _split(pictures, held_out, seed)
@@ -236,12 +237,12 @@ def _split(pictures, held_out, seed):
         ]
         parts = train_test_split(pictures, test_size=held_out, random_state=seed, stratify=strata)
     fit, held = map(_counts, parts)
-    for label in ("safe", "unsafe"):
-        if fit[label] < MIN_PICTURES or not held[label]:
-            raise ValueError(
-                f"there are {counts[label]} different still pictures labelled {label}, {fit[label]} of them to fit "
-                f"to: it takes {MIN_PICTURES} to fit to, and one held out; add rows, or hold out another share"
-            )
+    if any(fit[label] < MIN_PICTURES or not held[label] for label in ("safe", "unsafe")):
+        raise ValueError(
+            f"there are {counts['safe']} safe and {counts['unsafe']} unsafe still pictures, {fit['safe']} and "
+            f"{fit['unsafe']} of them to fit to: it takes {MIN_PICTURES} of each to fit to, and one held out; add "
+            "rows, or hold out another share"
+        )
     return parts
 
 
@@ -291,10 +292,11 @@ def _clip_rule(policy, clips, target):
     """`(clip, notes)`: the fewest frames that keep the false-positive rate of the clips to the target."""
     safe = [clip for clip in clips if not clip.unsafe]
     if len(safe) < MIN_PICTURES:
+        needed = max(1, -(-30 * policy.clip["at_least"] // policy.clip["of"]))
         return policy.clip, [
             f"{len(safe)} safe clips to fit to, and it takes {MIN_PICTURES}: the rule for clips stays at_least "
-            f"{policy.clip['at_least']} of {policy.clip['of']}. If one frame is enough, a rate of 6 % a frame flags "
-            f"{1 - 0.94**30:.0%} of harmless clips of 30 frames that err independently of one another"
+            f"{policy.clip['at_least']} of {policy.clip['of']}, {needed} of 30 frames. Where one frame is enough, a "
+            f"rate of 6 % a frame flags {1 - 0.94**30:.0%} of harmless clips of 30 frames, if they err independently"
         ]
 
     def false_positive_rate(at_least):

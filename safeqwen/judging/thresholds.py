@@ -92,7 +92,7 @@ def operating_threshold(name, scores, unsafe):
     false_positive_rate, recall, thresholds = roc_curve(unsafe, scores, drop_intermediate=False)
     if name == "high_recall":
         return _halfway(thresholds[(recall >= ENOUGH).argmax()], scores)
-    best = (recall - false_positive_rate).argmax()
+    best = np.round(recall - false_positive_rate, 12).argmax()  # of equal ones the highest threshold
     if not np.isfinite(thresholds[best]):  # the curve's first point, where nothing is flagged
         raise ValueError(f"{name}: no threshold flags a larger share of the unsafe pictures than of the safe ones")
     return _halfway(thresholds[best], scores)
@@ -140,8 +140,9 @@ def promised_threshold(safe_scores, other_scores, max_fpr, confidence):
     if allowed < 0:
         raise ValueError(
             f"{len(safe_scores)} safe pictures to fit to are too few to promise a false-positive rate of at most "
-            f"{max_fpr:.2%} with probability {confidence:.2%}: it takes {num_rows_needed(max_fpr, confidence)} or more, none of "
-            "which is flagged then; add safe rows, hold out fewer, or ask for a higher rate or a lower confidence"
+            f"{max_fpr:.2%} with probability {confidence:.2%}: it takes {num_rows_needed(max_fpr, confidence)} or "
+            "more, none of which is flagged then; add safe rows, hold out fewer, or ask for a higher rate or a lower "
+            "confidence"
         )
     above = safe_scores[allowed]  # the highest score that must not be flagged
     if above == 1:
