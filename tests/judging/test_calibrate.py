@@ -10,7 +10,7 @@ from scipy.stats import beta, binom
 from sklearn.metrics import brier_score_loss, log_loss, precision_score, recall_score
 
 from safeqwen.evaluation.rows import Row
-from safeqwen.judging.calibrate import MIN_PICTURES, _one_a_picture, _split, calibrate
+from safeqwen.judging.calibrate import _one_a_picture, _reliability, _split, calibrate
 from safeqwen.judging.policy import SafetyPolicy
 
 
@@ -49,7 +49,7 @@ def clip(number, unsafe, scores):
 
 def test_rows_without_label_or_verdict_are_left_out_and_counted():
     bad = [
-        row("a", None, 0.9, category="weapon"),
+        row("a", None, 0.9),
         dataclasses.replace(row("b", True, 0.9), probs=None, error="cut off"),
         dataclasses.replace(row("c", True, 0.9), image_sha256=None),
     ]
@@ -99,7 +99,7 @@ def test_a_verdict_or_a_label_of_another_taxonomy_is_refused_with_the_row():
     with pytest.raises(ValueError, match="row '0': its verdict and the model's categories differ in nudity"):
         calibrate(draw_rows(), [*CATEGORIES, "nudity"])
     with pytest.raises(ValueError, match="row 'x': its label 'nudity' is none of safe, weapon, drug"):
-        calibrate([*draw_rows(), row("x", True, 0.5, category="weapon", **{"category": "nudity"})], CATEGORIES)
+        calibrate([*draw_rows(), dataclasses.replace(row("x", True, 0.5), category="nudity")], CATEGORIES)
 
 
 def test_a_verdict_that_is_not_finite_is_refused():
@@ -109,9 +109,9 @@ def test_a_verdict_that_is_not_finite_is_refused():
         calibrate(rows, CATEGORIES)
 
 
-@pytest.mark.parametrize(("num_safe", "num_unsafe", "which"), [(20, 150, "20 .* safe"), (150, 0, "0 .* unsafe")])
-def test_too_few_pictures_of_a_label_are_refused(num_safe, num_unsafe, which):
-    with pytest.raises(ValueError, match=f"there are {which}.*it takes 20 to fit to"):
+@pytest.mark.parametrize(("num_safe", "num_unsafe"), [(20, 150), (150, 0), (0, 0), (28, 150)])
+def test_too_few_pictures_of_a_label_are_refused(num_safe, num_unsafe):
+    with pytest.raises(ValueError, match=f"there are {num_safe} safe and {num_unsafe} unsafe .*it takes 20 of each"):
         calibrate(draw_rows(num_safe, num_unsafe), CATEGORIES)
 
 
@@ -151,29 +151,25 @@ def test_the_policy_flags_as_many_safe_pictures_as_it_says():
     policy = calibrate(rows, CATEGORIES, max_fpr=0.05, held_out=0.3, seed=3).policy
     rule, figures = policy.fitted["unsafe_threshold"], policy.fitted["held_out"]["policy"]["false_positive_rate"]
     assert rule["false_positives"] == rule["may_err"] == int((binom.cdf(np.arange(700), 700, 0.05) <= 0.1).sum()) - 1
-    flagged = sum(
-        policy.decide([*one.probs.values()] if False else [one.probs[c] for c in CATEGORIES]).flagged
-        for one in rows
-        if not one.unsafe
-    )
+    safe = [[one.probs[name] for name in CATEGORIES] for one in rows if not one.unsafe]
+    flagged = sum(policy.decide(probs).flagged for probs in safe)
     assert flagged == rule["false_positives"] + round(figures["value"] * figures["n"])
 
 
 def test_a_category_flags_nothing_that_unsafe_does_not():
     base = SafetyPolicy(categories=CATEGORIES, category_thresholds={"drug": 0.01}, actions={"drug": "block"})
-    for per_category in (False, True):
-        found = calibrate(draw_rows(), CATEGORIES, base=base, max_fpr=0.1, per_category=per_category)
-        policy = found.policy
-        assert min(policy.category_thresholds.values()) >= policy.unsafe_threshold
-        assert policy.fitted["unsafe_threshold"]["false_positives"] <= policy.fitted["unsafe_threshold"]["may_err"]
-    assert any("raised to the threshold of unsafe" in note and "drug" in note for note in found.notes)
+    found = calibrate(draw_rows(), CATEGORIES, base=base, max_fpr=0.1)
+    policy, rule = found.policy, found.policy.fitted["unsafe_threshold"]
+    assert policy.category_thresholds["drug"] == policy.unsafe_threshold
+    assert rule["false_positives"] == rule["may_err"]
+    assert "raised to the threshold of unsafe, below which they would flag more: drug" in found.notes
     assert policy.decide([0.05, 0.15, 0.8]).action == "block" and policy.decide([0.05, 0.8, 0.15]).action == "flag"
 
 
 def test_an_allowed_category_is_not_unsafe_and_leaves_the_temperature():
     base = SafetyPolicy(categories=CATEGORIES, temperature=2.0, actions={"drug": "allow"})
-    unknown = row("x", True, 0.9, **{"category": "weapon"})
-    found = calibrate([*draw_rows(200, 200), dataclasses.replace(unknown, category=None)], CATEGORIES, base=base)
+    unknown = dataclasses.replace(row("x", True, 0.9), category=None)
+    found = calibrate([*draw_rows(200, 200), unknown], CATEGORIES, base=base)
     pictures = found.policy.fitted["pictures"]
     assert found.policy.temperature == 2
     assert pictures["fit"] == {"safe": 210, "unsafe": 70, "safe_clips": 0, "unsafe_clips": 0}
@@ -299,8 +295,6 @@ def test_the_figures_of_held_out_pictures_are_scikit_learns():
 
 def test_the_expected_calibration_error_is_the_distance_of_confidence_and_frequency():
     """All scores at 0.5 in one bin, 3 of 4 unsafe: 0.25."""
-    from safeqwen.judging.calibrate import _reliability
-
     assert _reliability(np.full(4, 0.5), np.array([True, True, True, False]))["ece"] == pytest.approx(0.25)
 
 
@@ -322,7 +316,3 @@ def test_probabilities_of_exactly_zero_and_one_give_finite_figures():
     rows[0].probs, rows[-1].probs = rows[-5].probs, rows[5].probs  # and two as wrong as can be
     held = calibrate(rows, CATEGORIES, max_fpr=0.1).policy.fitted["held_out"]
     assert all(np.isfinite([*held["before"].values(), *held["after"].values()]))
-
-
-def test_no_category_is_promised_anything_for_fewer_pictures_than_the_least():
-    assert MIN_PICTURES == 20

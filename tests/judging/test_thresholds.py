@@ -117,7 +117,7 @@ def test_a_point_below_which_no_score_lies_flags_all():
 
 @pytest.mark.parametrize(("max_fpr", "confidence", "needed"), [(0.05, 0.9, 45), (0.1, 0.9, 22), (0.01, 0.95, 299)])
 def test_the_rows_that_are_needed_are_the_fewest_that_can_promise(max_fpr, confidence, needed):
-    """0.95^44 = 0.105 and 0.95^45 = 0.099; 0.9^21 = 0.109 and 0.9^22 = 0.098; 0.99^298 = 0.05003, 0.99^299 = 0.0495."""
+    """0.95^44 = 0.105 and 0.95^45 = 0.099; 0.9^21 = 0.109 and 0.9^22 = 0.098; 0.99^298 > 0.05 > 0.99^299."""
     assert num_rows_needed(max_fpr, confidence) == needed
     assert num_false_positives_allowed(needed, max_fpr, confidence) == 0
     assert num_false_positives_allowed(needed - 1, max_fpr, confidence) == -1
