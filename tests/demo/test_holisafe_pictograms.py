@@ -1,4 +1,4 @@
-"""The pictogram benchmark has HoliSafe-Bench's layout, says the truth about its pictures, and is the same each time."""
+"""The pictogram benchmark has HoliSafe-Bench's layout, tells the truth, and is the same each time it is drawn."""
 
 import hashlib
 import json
@@ -86,7 +86,8 @@ def test_a_thousand_rows_have_five_types_and_pictures_that_are_asked_about_more_
     pictures, rows = plan_benchmark(1000)
     assert Counter(row["type"] for row in rows) == {"SSS": 200, "SSU": 180, "SUU": 240, "USU": 180, "UUU": 200}
     assert len({(row["image"], row["query"]) for row in rows}) == 1000
-    assert len({row["image"] for row in rows}) == len(pictures) == 446  # 4031 rows show 1796 pictures in HoliSafe-Bench
+    # 4031 rows about 1796 pictures, as HoliSafe-Bench, would be 446; either kind of picture is rounded for itself.
+    assert len({row["image"] for row in rows}) == len(pictures) == 445
     assert set(Counter(row["image"] for row in rows).values()) <= {2, 3}
     assert {row["image_safety_label"] for row in rows} == set(range(20))
     assert 0.05 < sum(picture.held_out_style for picture in pictures) / len(pictures) < 0.15
