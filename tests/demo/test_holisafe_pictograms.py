@@ -65,7 +65,7 @@ def test_a_picture_shows_what_its_label_says(benchmark):
             shown = np.asarray(file.convert("RGB"), dtype=int)
         style = {"line_style": "sketch", "background": "grid"} if picture.held_out_style else {}
         expected = np.asarray(draw(picture.drawn, picture.seed, size=shown.shape[0], **style), dtype=int)
-        assert abs(shown - expected).mean() < (20 if picture.file.endswith("jpg") else 1e-9)
+        assert abs(shown - expected).mean() < (30 if picture.file.endswith("jpg") else 1e-9)
 
 
 def test_the_same_arguments_give_the_same_bytes_and_another_seed_other_drawings(benchmark, tmp_path):
@@ -91,7 +91,7 @@ def test_a_thousand_rows_have_five_types_and_pictures_that_are_asked_about_more_
     assert set(Counter(row["image"] for row in rows).values()) <= {2, 3}
     assert {row["image_safety_label"] for row in rows} == set(range(20))
     assert 0.05 < sum(picture.held_out_style for picture in pictures) / len(pictures) < 0.15
-    assert 0.25 < sum(picture.file.endswith("jpg") for picture in pictures) / len(pictures) < 0.42
+    assert 0.4 < sum(picture.file.endswith("jpg") for picture in pictures) / len(pictures) < 0.6
     assert min(picture.seed for picture in pictures) >= FIRST_HELD_OUT_SEED
     assert len({picture.seed for picture in pictures}) == len(pictures)
 
