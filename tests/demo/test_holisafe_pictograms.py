@@ -65,7 +65,11 @@ def test_a_picture_shows_what_its_label_says(benchmark):
             shown = np.asarray(file.convert("RGB"), dtype=int)
         style = {"line_style": "sketch", "background": "grid"} if picture.held_out_style else {}
         expected = np.asarray(draw(picture.drawn, picture.seed, size=shown.shape[0], **style), dtype=int)
-        assert abs(shown - expected).mean() < (30 if picture.file.endswith("jpg") else 1e-9)
+        if picture.file.endswith("png"):
+            assert (shown == expected).all()
+        else:  # what is left of a coarse JPEG is nearest to the drawing that it was made of
+            other = np.asarray(draw(picture.drawn, picture.seed + 1, size=shown.shape[0]), dtype=int)
+            assert abs(shown - expected).mean() < 0.7 * abs(shown - other).mean()
 
 
 def test_the_same_arguments_give_the_same_bytes_and_another_seed_other_drawings(benchmark, tmp_path):
