@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
+from safeqwen.fingerprint import weights_fingerprint as weights_fingerprint
 from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.judging.policy import load_policy
 
 
 # A tiny SafeQwen that knows drawn pictograms: for trying things out, not for moderation.
@@ -31,7 +33,8 @@ def load(
 ):
     """Returns a SafeQwen in evaluation mode, and its processor.
 
-    The package's own classes are used: no code of the repository is run.
+    The package's own classes are used: no code of the repository is run. `model.safety_policy` is the
+    [`SafetyPolicy`] of its safety_policy.json, or `None` if it has none.
 
     Args:
         path_or_repo (`str` or `os.PathLike`, *optional*):
@@ -57,7 +60,8 @@ def load(
         `tuple`: ([`SafeQwen2_5_VLForConditionalGeneration`], `Qwen2_5_VLProcessor`)
 
     Raises:
-        ValueError: if both `device` and `device_map` are given, or the folder holds the weights of two saves.
+        ValueError: if both `device` and `device_map` are given, the folder holds the weights of two saves, or a policy
+            for other weights or categories.
         RuntimeError: if weights and configuration do not fit together.
         OSError: if there is no such folder or repository, or it lacks files.
     """
@@ -80,6 +84,7 @@ def load(
     model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
         path_or_repo, dtype=dtype, device_map=device_map, **hub, **kwargs
     )
+    model.safety_policy = load_policy(path_or_repo, model.config.safety_categories, **hub)
     return model.eval(), processor
 
 

@@ -10,11 +10,11 @@ import transformers
 from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
-from safeqwen.judging.engine import Engine, is_out_of_memory
+from safeqwen.judging.answering import Prompt, answer
+from safeqwen.judging.engine import Engine
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
 from safeqwen.loading import load
 from safeqwen.pictures import UnreadableImage, read_image
-from safeqwen.prompt import chat_prompt
 
 
 DEMO_WARNING = (
@@ -36,17 +36,15 @@ class Judged:
     error: str | None = None
 
 
-class Answer(TextStreamer):
-    """Hands the verdict on when the prefill has given it, then prints the answer while it is made, and keeps it."""
+class Streamer(TextStreamer):
+    """Hands the verdict on when the prefill has given it, then prints the answer while it is made."""
 
     def __init__(self, tokenizer, put_verdict, show):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.put_verdict = put_verdict
         self.show = show
-        self.text = ""
 
     def on_finalized_text(self, text, stream_end=False):
-        self.text += text
         if self.show:
             print(printable(text, kept="\n\t"), end="\n\n" if stream_end else "", flush=True)
 
@@ -141,27 +139,23 @@ def _put_verdict(picture, verdicts, engine, args):
 def _answer(engine, pictures, args):
     """Answers `--ask` about the pictures in one prompt; a lone frame gets its verdict from this pass."""
     frames = [frame for picture in pictures for frame in picture.frames]
-    text = chat_prompt(engine.processor, len(frames), args.ask, add_generation_prompt=True)
-    judge = {}
-    if pictures[0].probs is None:
-        judge = {"do_safety": True, "granularity": "image", "return_dict_in_generate": True}
-    answer = Answer(
+    streamer = Streamer(
         engine.processor.tokenizer,
         lambda verdict: _put_verdict(pictures[0], list(verdict.img_safety_probs.cpu()), engine, args),
         show=not args.json,
     )
-    try:
-        inputs = engine.processor(
-            text=[text], images=frames, images_kwargs=engine.image_settings(args.max_pixels), return_tensors="pt"
-        ).to(engine.model.device)
-        engine.model.generate(**inputs, **judge, streamer=answer, max_new_tokens=args.max_new_tokens, do_sample=False)
-    except (FloatingPointError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, FloatingPointError) and not is_out_of_memory(error):
-            raise
-        for picture in pictures:
-            _refuse(picture, f"{picture.image}: {error}")
+    (answered,) = answer(
+        engine,
+        [Prompt(frames, args.ask)],
+        max_new_tokens=args.max_new_tokens,
+        max_pixels=args.max_pixels,
+        judge=pictures[0].probs is None,
+        streamer=streamer,
+    )
     for picture in pictures:
-        picture.answer = answer.text
+        picture.answer = answered.text
+        if answered.error is not None:
+            _refuse(picture, f"{picture.image}: {answered.error}")
 
 
 def _refuse(picture, reason):

@@ -16,6 +16,7 @@ import numpy as np
 
 from safeqwen.data.taxonomy import GROUPS
 from safeqwen.files import write_json
+from safeqwen.fingerprint import hub_file, weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES, check_categories
 from safeqwen.judging.decision import ACTIONS, LEVELS, UNSAFE, Decision, Reason
 from safeqwen.judging.verdict import SAFE, unsafe_probability
@@ -377,6 +378,28 @@ class SafetyPolicy:
         if len(frames) != num_views:
             raise ValueError(f"frames must give a number for each of the {num_views} views, got {len(frames)}")
         return frames
+
+
+def load_policy(path_or_repo, categories, **hub):
+    """
+    Returns the [`SafetyPolicy`] in a model's folder or Hub repository, or `None` if there is none.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`)
+        categories (`list[str]`): of the model.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` as `from_pretrained` takes them.
+
+    Raises:
+        ValueError: if the policy is broken, or for other categories or weights.
+        OSError: if it cannot be read, or the Hub cannot be asked whether there is one.
+    """
+    file = hub_file(path_or_repo, POLICY_FILE, **hub)
+    if file is None:
+        return None
+    policy = SafetyPolicy.load(file, categories)
+    if policy.model is None:
+        return policy
+    return SafetyPolicy.load(file, categories, weights_fingerprint(path_or_repo, **hub))
 
 
 def _as_array(probs):
