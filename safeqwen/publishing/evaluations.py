@@ -1,4 +1,4 @@
-"""What `safeqwen evaluate` measured, as a model card says it: for readers, and as the `model-index` that the Hub shows.
+"""What `safeqwen evaluate` measured, as a model card says it: in words, and as the `model-index` that the Hub shows.
 
 An evaluation belongs to the weights that it was made of, whose fingerprint its metrics.json has. It is published with
 these weights or not at all.
