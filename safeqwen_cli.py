@@ -7,6 +7,7 @@ This file stands beside the package because importing anything inside of it load
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 
 JUDGE = """\
@@ -14,8 +15,10 @@ Judge pictures, and answer a question about each with --ask.
 
 For each picture a table of the categories above 10 %. Every frame is judged by itself, whether or not there is a
 question, and a picture of several frames is as unsafe as its least safe frame. The verdict on a still picture comes
-from the same pass that starts the answer; an animation, and pictures --together, take a pass a frame more. The verdict
-is the model's estimate, not a decision: choose what to do about it on your own data.
+from the same pass that starts the answer; an animation, and pictures --together, take a pass a frame more.
+
+The verdict is the model's estimate. A policy makes a decision of it: the safety_policy.json in the model's folder, or
+--policy FILE. The line below the table then says what to do, and why.
 """
 
 TRAIN = """\
@@ -32,8 +35,8 @@ disk: the reason is on stderr.
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
 judged all the same), or the reader of stdout has left (| head); 2 wrong usage, the model could not be loaded, or
-stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe (whether or not another could not be
-judged).
+the policy is for another model, or stdout is closed or full; 3 with --fail-on-unsafe, a picture was judged unsafe, or
+with a policy the decision on one is not "allow" (whether or not another could not be judged; in shadow mode never).
 
 --json writes one object a line, in the order of the pictures:
   image     (string) as given
@@ -43,6 +46,8 @@ judged).
   scores    (object or null) the probability of each category, in the model's order
   frames    (number or null) how many views were judged: the frames of an animation, each twice if it looks
             different on white and on black paper
+  decision  (object or null) of the policy, null without one: action, flagged, would_action, reason, fired, severity,
+            scores, unsafe, groups, num_frames, num_frames_fired, num_frames_needed
   answer    (string or null) with --ask; the same for all pictures with --together
   model     (string) as given, or "demo"
   error     (string or null) why there is no verdict; all fields above but image are then null
@@ -66,6 +71,25 @@ exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not 
 uploaded; 2 wrong usage, or a run that cannot be exported. The reason is on stderr.
 """
 
+EVALUATE = """\
+Measure a model on a benchmark: its guard against the labels of the pictures and, with --answers, what it answers.
+
+OUT gets a line for each row (rows.jsonl), the figures with their intervals (metrics.json), a page (report.html) and
+its plots, and the verdicts as records for guard-eval-harness (records.jsonl). The same command, started again, goes on
+with a run that was stopped; of one that has ended it makes figures and page anew, and changes no row.
+
+Benchmarks: holisafe-bench, unsafebench, vlguard, llavaguard, safeeditbench, folder, jsonl; for answers only
+mm-safetybench, siuo, vlsbench. docs/evaluation.md says what each looks like on the disk.
+"""
+EVALUATE_EXIT_CODES = """\
+exit codes: 0 every row counts; 1 some rows have no verdict or no answer that counts: the files are whole, and stdout
+says how many and where they are listed; 2 refused: wrong usage, a benchmark in another layout, OUT of another run, a
+judge that cannot be asked: the reason is on stderr.
+
+--judge-url sends questions and answers, no pictures, to that endpoint, with the key in the environment's
+SAFEQWEN_JUDGE_API_KEY if there is one.
+"""
+
 CHECK = """\
 Try a published folder as a stranger would: load it by every Auto class of the installed transformers, judge a picture,
 answer a question; and compare logits and verdict with those of the run that it was made of.
@@ -74,6 +98,19 @@ One line a check on stdout, "ok" or "FAILED" with the reason and what to do. The
 this package's own. Weights are loaded in float32, one model at a time: four bytes a parameter.
 """
 CHECK_EXIT_CODES = "exit codes: 0 all checks passed; 1 one failed; 2 wrong usage."
+
+COMPARE = """\
+Compare evaluations of one benchmark with the first of them: figures side by side, and by how much they differ.
+
+Only rows that all of them have count. Every interval holds 95 % of the resamples of the pictures, and a difference is
+measured on the same resampled pictures on both sides. Pictures are flagged by the policy that safeqwen evaluate was
+given, or without one from an unsafe probability of 0.5. The rows on which the decisions differ are listed, all of them
+in --out.
+"""
+COMPARE_EXIT_CODES = """\
+exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared,
+such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+"""
 
 
 def probability(text):
@@ -86,6 +123,13 @@ def probability(text):
 def positive(text):
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def natural(text):
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -112,6 +156,8 @@ def build_parser():
     add_train(commands)
     add_export(commands)
     add_check(commands)
+    add_evaluate(commands)
+    add_compare(commands)
     return parser
 
 
@@ -137,10 +183,17 @@ def add_judge(commands):
         "--together", action="store_true", help="--ask once, about all pictures in one prompt; each is still judged"
     )
     judge.add_argument(
-        "--fail-on-unsafe", action="store_true", help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at"
+        "--fail-on-unsafe",
+        action="store_true",
+        help="exit with 3 if a picture's 1 - p(safe) reaches --unsafe-at, or with a policy, if one is not allowed",
     )
     judge.add_argument(
-        "--unsafe-at", type=probability, metavar="P", default=0.5, help="probability in [0, 1] (default: %(default)s)"
+        "--unsafe-at", type=probability, metavar="P", help="probability in [0, 1], without a policy (default: 0.5)"
+    )
+    judge.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="decide by this policy; none for no decision (default: safety_policy.json in the model's folder, if any)",
     )
 
     output = judge.add_argument_group("output")
@@ -242,9 +295,66 @@ def add_check(commands):
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
 
 
+def add_evaluate(commands):
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        "commands.evaluate",
+        help="measure a model on a benchmark",
+        description=EVALUATE,
+        epilog=EVALUATE_EXIT_CODES,
+    )
+    evaluate.add_argument("--benchmark", metavar="NAME", required=True, help="one of those above")
+    evaluate.add_argument("--data", metavar="PATH", type=Path, required=True, help="its folder or file")
+    evaluate.add_argument("--split", help="of its rows (default: the benchmark's own for testing)")
+    evaluate.add_argument("--mapping", metavar="FILE", help="JSON: their categories -> the model's")
+    evaluate.add_argument("--limit", type=positive, metavar="N", help="the first N rows alone")
+    evaluate.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder, or a stopped run's")
+    evaluate.add_argument("--policy", metavar="FILE", help="safety_policy.json (default: the model's own, if any)")
+
+    model = evaluate.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH", default="demo", help="folder or repository (default: demo)")
+    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
+    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+    model.add_argument("--batch-size", type=positive, metavar="N", default=1, help="(default: %(default)s)")
+    model.add_argument(
+        "--num-workers", type=natural, metavar="N", default=2, help="threads that read ahead (default: %(default)s)"
+    )
+    model.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
+    )
+
+    answers = evaluate.add_argument_group("answers")
+    answers.add_argument("--answers", action="store_true", help="answer the questions, too, in the same pass")
+    answers.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", default=256, help="of an answer (default: %(default)s)"
+    )
+    answers.add_argument(
+        "--judge-url", metavar="URL", help="of an OpenAI-compatible API, e.g. http://localhost:8000/v1"
+    )
+    answers.add_argument("--judge-model", metavar="NAME", help="a chat model there")
+
+
+def add_compare(commands):
+    compare = add_command(
+        commands,
+        "compare",
+        "commands.compare",
+        help="compare evaluations: what differs, how surely, where",
+        description=COMPARE,
+        epilog=COMPARE_EXIT_CODES,
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
+    compare.add_argument("--out", metavar="FILE", help="write all of it as JSON, every row that differs included")
+
+
 def main(argv=None):
     """Runs the command line `argv` (by default the process's own) and returns its exit code."""
     args = build_parser().parse_args(argv)
+    args.arguments = sys.argv[1:] if argv is None else list(argv)
     return importlib.import_module(f"safeqwen.{args.module}").run(args)
 
 

@@ -11,10 +11,12 @@ from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.judging.answering import Prompt, answer
+from safeqwen.judging.decision import Decision
 from safeqwen.judging.engine import Engine
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
-from safeqwen.loading import load
-from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.loading import DEMO_CHECKPOINT, load, weights_fingerprint
+from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 
 
 DEMO_WARNING = (
@@ -23,6 +25,8 @@ DEMO_WARNING = (
 )
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
+UNSAFE_AT = 0.5  # without a policy
+FIELDS = ("image", "label", "score", "unsafe", "scores", "frames", "decision", "answer", "model", "error")
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Judged:
     image: str
     frames: list | None = None
     probs: torch.Tensor | None = None  # (categories,), of the least safe frame
+    decision: Decision | None = None  # of the policy, if there is one
     answer: str | None = None
     error: str | None = None
 
@@ -59,21 +64,19 @@ def run(args):
         args.model = None
     if args.model is None:
         say(DEMO_WARNING)
+    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        model, processor = load(
-            args.model,
-            dtype=args.dtype,
-            device=args.device,
-            revision=args.revision,
-            token=args.token,
-            cache_dir=args.cache_dir,
-            local_files_only=args.local_files_only,
-        )
+        model, processor = load(args.model, dtype=args.dtype, device=args.device, **hub)
     except Exception as error:  # whatever the library raises for a folder that is no model
         return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
     categories = model.config.safety_categories
     if args.fail_on_unsafe and SAFE not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
+
+    try:
+        args.policy = _policy(args, model, {name: value for name, value in hub.items() if value})
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
 
     engine = Engine(model, processor)
     failed = unsafe = False
@@ -84,7 +87,7 @@ def run(args):
             _judge_prompt(engine, pictures, args)
             for picture in pictures:
                 failed |= picture.error is not None
-                unsafe |= picture.probs is not None and (_unsafe(picture.probs, categories) or 0) >= args.unsafe_at
+                unsafe |= _is_unsafe(picture, categories, args)
                 if args.json:
                     print(json.dumps(_json_fields(picture, categories, args.model or "demo")), flush=True)
     except (RuntimeError, ValueError) as error:  # the model may not judge at all; --max-pixels is out of range
@@ -103,6 +106,21 @@ def run(args):
 def _fail(reason):
     say(reason)
     return 2
+
+
+def _policy(args, model, hub):
+    """The policy of --policy, by default the one beside the weights, or `None`."""
+    if args.policy is None:
+        policy = model.safety_policy
+    elif args.policy == "none":
+        policy = None
+    else:
+        policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
+        if policy.model is not None:
+            policy.check(fingerprint=weights_fingerprint(args.model or DEMO_CHECKPOINT, **hub))
+    if policy is not None and args.unsafe_at is not None:
+        raise ValueError("--unsafe-at is for judging without a policy: leave it out, or add --policy none")
+    return policy
 
 
 def _judge_prompt(engine, pictures, args):
@@ -132,6 +150,8 @@ def _put_verdict(picture, verdicts, engine, args):
     categories = engine.model.config.safety_categories
     probs = torch.stack(verdicts)
     picture.probs = probs[worst_frame(probs, categories)]
+    if args.policy is not None:
+        picture.decision = args.policy.decide(probs, frame_numbers(picture.frames))
     if not args.json:
         _show_table(picture, categories, args.top)
 
@@ -159,7 +179,7 @@ def _answer(engine, pictures, args):
 
 
 def _refuse(picture, reason):
-    picture.probs, picture.error = None, str(reason)
+    picture.probs, picture.decision, picture.error = None, None, str(reason)
     say(picture.error)
 
 
@@ -168,8 +188,17 @@ def _unsafe(probs, categories):
     return None if unsafe is None else float(unsafe)
 
 
+def _is_unsafe(picture, categories, args):
+    """Whether --fail-on-unsafe counts a picture: by the policy's decision, or without a policy by --unsafe-at."""
+    if picture.probs is None:
+        return False
+    if picture.decision is not None:
+        return picture.decision.flagged
+    return (_unsafe(picture.probs, categories) or 0) >= (UNSAFE_AT if args.unsafe_at is None else args.unsafe_at)
+
+
 def _json_fields(picture, categories, model):
-    fields = dict.fromkeys(("image", "label", "score", "unsafe", "scores", "frames", "answer", "model", "error"))
+    fields = dict.fromkeys(FIELDS)
     fields["image"] = picture.image
     if picture.error is not None:
         return {**fields, "error": picture.error}
@@ -181,6 +210,7 @@ def _json_fields(picture, categories, model):
         "unsafe": _unsafe(picture.probs, categories),
         "scores": dict(zip(categories, picture.probs.tolist())),
         "frames": len(picture.frames),
+        "decision": picture.decision and picture.decision.to_dict(),
         "answer": picture.answer,
         "model": model,
     }
@@ -196,4 +226,6 @@ def _show_table(picture, categories, top):
     block = "\N{FULL BLOCK}" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     for name, score in shown:
         print(f"  {name:{width}}  {score:6.1%}  {block * round(score * BAR_WIDTH)}".rstrip())
+    if picture.decision is not None:
+        print(f"  {printable(picture.decision.in_words())}")
     print(flush=True)

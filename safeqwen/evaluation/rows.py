@@ -1,11 +1,15 @@
 """`rows.jsonl`: a line for each row of a benchmark, from which every figure, plot and page is made.
 
 A line is written when its row is done and never changes: a run that was killed goes on behind the last whole line. Its
-fields are those of [`Row`].
+fields are those of [`Row`], in their order; the lines have the order of the benchmark.
 """
 
-from dataclasses import dataclass, field
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 PAIR_TYPES = ("SSS", "SSU", "SUU", "USU", "UUU")
@@ -84,11 +88,116 @@ class Row:
     metadata: dict = field(default_factory=dict)
 
 
+FILE = "rows.jsonl"
+LOCK = ".rows.lock"
+TEXTS = ("image_name", "image_sha256", "query", "category", "their_category", "type", "expected", "answer", "error")
+
+
+class RowsFile:
+    """
+    A folder's `rows.jsonl`, open for one process to append to. A context manager.
+
+    Args:
+        folder (`Path`): that holds it, or will.
+
+    Attributes:
+        rows (`list[Row]`): those that were there. A half last line, of a process that was killed, is cut off.
+
+    Raises:
+        ValueError: if another process has it open, or one of its whole lines is no row.
+    """
+
+    def __init__(self, folder):
+        self.path = Path(folder) / FILE
+        self._lock = FileLock(Path(folder) / LOCK)
+
+    def __enter__(self):
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another process writes to {self.path.parent}: wait for it") from None
+        try:
+            self._file = open(self.path, "a+b", buffering=0)
+            self._file.seek(0)
+            whole, end, _ = self._file.read().rpartition(b"\n")
+            self._file.truncate(len(whole + end))
+            self.rows = _parse(whole + end, self.path)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+        self._lock.release()
+
+    def append(self, row):
+        """Writes a row, which a killed process leaves whole or, at most, as a half line that is cut off later."""
+        line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+        data = memoryview(line + b"\n")
+        while data:
+            data = data[self._file.write(data) :]
+
+
 def read_rows(path):
     """Returns the rows (`list[Row]`) of an evaluation's folder or of a `rows.jsonl`.
 
     Raises:
-        ValueError: if a line is no row: which, and why.
+        ValueError: if a line is no row: which, and why; if the last line was cut off; if the folder's run.json says
+            that there are rows to come.
         OSError: if there is no such file.
     """
-    raise NotImplementedError(Path(path))
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    data = file.read_bytes()
+    if data and not data.endswith(b"\n"):
+        raise ValueError(f"{file} ends in half a line: run safeqwen evaluate again, which goes on where it stopped")
+    rows = _parse(data, file)
+    record = file.with_name("run.json")
+    if path.is_dir() and record.exists():
+        expected = json.loads(record.read_text(encoding="utf-8")).get("num_rows", len(rows))
+        if len(rows) != expected:
+            raise ValueError(
+                f"{file} holds {len(rows)} of {expected} rows: run safeqwen evaluate again, which goes on from there"
+            )
+    return rows
+
+
+def _parse(data, file):
+    rows, numbers = [], {}
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            row = _row_of(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number} is no row: {error}") from None
+        if row.id in numbers:
+            raise ValueError(f"{file}, line {number} has the id {row.id!r} of line {numbers[row.id]}")
+        numbers[row.id] = number
+        rows.append(row)
+    return rows
+
+
+def _row_of(values):
+    """The [`Row`] of a JSON object, checked as far as a figure depends on it."""
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object, got {type(values).__name__}")
+    known = [one.name for one in fields(Row)]
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"unknown field {name!r}" + (f"; is it {nearest[0]!r}?" if nearest else ""))
+    if not isinstance(values.get("id"), str):
+        raise ValueError(f"expected a text as id, got {values.get('id')!r}")
+    for name in TEXTS:
+        if not isinstance(values.get(name), (str, type(None))):
+            raise ValueError(f"expected a text or null as {name}, got {values[name]!r}")
+    for name in ("unsafe", "refused"):
+        if not isinstance(values.get(name), (bool, type(None))):
+            raise ValueError(f"expected true, false or null as {name}, got {values[name]!r}")
+    if values.get("type") not in (None, *PAIR_TYPES):
+        raise ValueError(f"expected one of {', '.join(PAIR_TYPES)} as type, got {values['type']!r}")
+    for probs in [values.get("probs"), *(view.get("probs") for view in values.get("views") or ())]:
+        for name, value in (probs or {}).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:  # NaN neither
+                raise ValueError(f"expected a probability in [0, 1] for {name}, got {value!r}")
+    return Row(**values)
