@@ -58,6 +58,13 @@ EXPORT = """\
 Write a finished training run as a folder that anyone can load: merged weights, code, processor, model card.
 
 OUT appears as a whole or not at all, and names no folder of this machine. Then try it with safeqwen check.
+
+To publish how good it is, and what to do about its verdicts, export twice: the second time with what was measured on
+the first. Figures and policies of other weights are refused.
+
+  safeqwen export RUN tried
+  safeqwen evaluate --model tried --benchmark holisafe-bench --data BENCHMARK --out evaluation
+  safeqwen export RUN OUT --evaluation evaluation
 """
 EXPORT_EXIT_CODES = """\
 exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not be written, or was written but not
@@ -285,6 +292,14 @@ def add_export(commands):
         action="store_true",
         help="only what LoRA trained, guard included, to be loaded onto the base",
     )
+    export.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="that safeqwen evaluate wrote about these weights, for the card; can be given several times",
+    )
+    export.add_argument("--policy", metavar="FILE", help="a safety_policy.json for these weights, written to OUT")
 
     hub = export.add_argument_group("Hub")
     hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
