@@ -69,13 +69,13 @@ def _evaluate(args):
         raise ImportError(f'evaluations need {error.name}: pip install "safeqwen[evaluate]"') from error
     source = DEMO_CHECKPOINT if args.model == "demo" else args.model
     judge = EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
-    categories = SafeQwen2_5_VLConfig.from_pretrained(source).safety_categories
+    categories = _loaded(args.model, lambda: SafeQwen2_5_VLConfig.from_pretrained(source)).safety_categories
     benchmark = load_benchmark(
         args.benchmark, args.data, mapping=args.mapping, split=args.split, categories=categories
     )
     say(_num_rows(benchmark))
     policy = SafetyPolicy.load(args.policy, categories, weights_fingerprint(source)) if args.policy else None
-    model, processor = load(source, dtype=args.dtype, device=args.device)
+    model, processor = _loaded(args.model, lambda: load(source, dtype=args.dtype, device=args.device))
     policy = policy or model.safety_policy
     rows = evaluate(
         model,
@@ -118,6 +118,13 @@ def _check(args):
         raise ValueError("--judge-url and --judge-model go together: give both or neither")
     if args.judge_url and not args.answers:
         raise ValueError("--judge-url judges answers: add --answers")
+
+
+def _loaded(name, load):
+    try:
+        return load()
+    except Exception as error:  # whatever the library raises for a folder that is no model
+        raise ValueError(f"the model {name} could not be loaded: {error}") from error
 
 
 def _num_rows(benchmark):
@@ -210,8 +217,8 @@ def _print_errors(failed, out):
         return
     num_unjudged = sum(row.error is not None for row in failed)
     print(
-        f"\n{num_unjudged:,} rows without a verdict, {len(failed) - num_unjudged:,} more whose answer does not count, "
-        f"with reasons in {printable(str(out / 'rows.jsonl'))}. The first:"
+        f"\nrows without a verdict: {num_unjudged:,}; with one, but no answer that counts: "
+        f"{len(failed) - num_unjudged:,}; the reasons are in {printable(str(out / 'rows.jsonl'))}. The first:"
     )
     for row in failed[:NUM_ERRORS_SHOWN]:
         print(f"  {printable(row.id)}: {printable(' '.join((row.error or row.answer_error).split()))[:200]}")

@@ -94,6 +94,8 @@ def evaluate(
         raise ValueError(f"{benchmark.title} has no labels of pictures, it measures answers alone: ask for answers")
     if judge is not None and not answers:
         raise ValueError("a judge of answers was given, but no answers are asked for")
+    if refusal := model.refusal():
+        raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
     out, engine = Path(out), Engine(model, processor)
     engine.image_settings(max_pixels)  # raises if it is out of range
     source = model.config._name_or_path if source is None else source

@@ -3,10 +3,12 @@
 import builtins
 import io
 import json
+from functools import partial
 
 import pytest
 
 from safeqwen.commands import evaluate as command
+from safeqwen.evaluation import metrics, plots, report
 from safeqwen.evaluation.answers import JudgeUnavailable
 from safeqwen.evaluation.rows import read_rows
 from safeqwen_cli import main
@@ -47,6 +49,18 @@ def data(tmp_path_factory):
     return holisafe_folder(tmp_path_factory.mktemp("data") / "holisafe", 20)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    for name in ("guard_metrics", "answer_metrics"):
+        monkeypatch.setattr(metrics, name, partial(getattr(metrics, name), num_resamples=100))
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    monkeypatch.setattr(plots, "write_plots", lambda rows, metrics, folder: [])
+    monkeypatch.setattr(report, "write_report", lambda folder, *rest: folder / "report.html")
+
+
 def evaluate(data, out, *arguments):
     given = ["--benchmark", "holisafe-bench", "--data", data, "--out", out, "--device", "cpu", *arguments]
     return main(["evaluate", *map(str, given)])
@@ -61,24 +75,32 @@ def test_one_command_makes_rows_figures_plots_records_and_a_page(data, tmp_path,
     assert "20 of 20 rows" in said
     rows = read_rows(out)
     assert len(rows) == 20 and all(row.probs and row.answer and row.error is None for row in rows)
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["counts"]["rows"] == 20 and metrics["guard"]["auroc"]["value"] > 0.9
-    assert metrics["answers"]["matcher"]["num_rows"] == dict.fromkeys(TYPES, 4)
-    assert "safeqwen evaluate --benchmark holisafe-bench" in metrics["command"]
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert found["counts"]["rows"] == 20 and found["guard"]["auroc"]["value"] > 0.9
+    assert found["answers"]["matcher"]["num_rows"] == dict.fromkeys(TYPES, 4)
+    assert "safeqwen evaluate --benchmark holisafe-bench" in found["command"]
     assert (out / "report.html").exists() and list((out / "plots").glob("*.png"))
     assert len((out / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 20
 
+
+def test_the_same_command_again_makes_the_page_anew_and_changes_no_row(data, tmp_path, no_page):
+    out = tmp_path / "out"
+    assert evaluate(data, out) == 0
     before = (out / "rows.jsonl").read_bytes()
-    (out / "report.html").unlink()
-    assert evaluate(data, out, "--answers", "--max-new-tokens", "12") == 0
-    assert (out / "rows.jsonl").read_bytes() == before and (out / "report.html").exists()
+    (out / "metrics.json").unlink()
+    assert evaluate(data, out, "--batch-size", "3") == 0
+    assert (out / "rows.jsonl").read_bytes() == before and (out / "metrics.json").exists()
 
 
-def test_rows_with_errors_are_counted_and_listed_and_exit_with_1(tmp_path, capsys):
+def test_rows_with_errors_are_counted_and_listed_and_exit_with_1(tmp_path, capsys, no_page):
     data = holisafe_folder(tmp_path / "data", 6, image="gone.png")
     assert evaluate(data, tmp_path / "out") == 1
     printed = capsys.readouterr().out
-    assert "1 rows without a verdict" in printed and "gone.png" in printed and "rows.jsonl" in printed
+    assert (
+        "rows without a verdict: 1; with one, but no answer that counts: 0" in printed
+        and "gone.png" in printed
+        and "rows.jsonl" in printed
+    )
     assert read_rows(tmp_path / "out")[0].error
 
 
@@ -102,7 +124,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(data, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_another_run_exits_with_2(data, tmp_path, capsys):
+def test_the_folder_of_another_run_exits_with_2(data, tmp_path, capsys, no_page):
     assert evaluate(data, tmp_path / "out", "--limit", "6") == 0
     assert evaluate(data, tmp_path / "out", "--limit", "7") == 2
     assert "settings.limit is 7, there it was 6" in capsys.readouterr().err
@@ -121,7 +143,7 @@ def test_a_missing_library_is_named_with_what_to_install(data, tmp_path, capsys,
     assert 'evaluations need matplotlib: pip install "safeqwen[evaluate]"' in capsys.readouterr().err
 
 
-def test_a_judge_that_is_away_exits_with_2_and_can_be_gone_on_with(data, tmp_path, capsys, monkeypatch):
+def test_a_judge_that_is_away_exits_with_2_and_can_be_gone_on_with(data, tmp_path, capsys, monkeypatch, no_page):
     class Judge:
         base_url, model, is_away = "http://localhost/v1", "a", True
 
