@@ -174,6 +174,6 @@ def test_a_bar_without_an_interval_does_not_look_sure(metrics):
 
 
 def test_a_category_with_signs_of_mathematics_is_drawn_as_it_is_written(rows, metrics):
-    guard = dict(metrics["guard"], per_category={"$x^{": metrics["guard"]["per_category"]["drugs"]})
+    guard = dict(metrics["guard"], per_category={"$x^{$": metrics["guard"]["per_category"]["drugs"]})
     plot = next(plot for plot in make_plots(rows, {**metrics, "guard": guard}) if plot.name == "per-category")
     assert Image.open(io.BytesIO(plot.png("light"))).size[0] > 900
