@@ -74,7 +74,7 @@ def evaluate(
         answers (`bool`): answer the benchmark's questions, too, in the same pass.
         judge ([`EndpointJudge`], *optional*): judges the answers.
         batch_size (`int`): pictures, or frames of one, a forward, and prompts that are answered together, at most.
-        num_workers (`int`): threads that read pictures ahead.
+        num_workers (`int`): threads that read pictures ahead, and ask the judge.
         max_new_tokens (`int`): of an answer.
         max_pixels (`int`, *optional*): larger pictures are shrunk to this many, by default to the processor's bound.
         limit (`int`, *optional*): the first rows alone.
@@ -124,6 +124,8 @@ def evaluate(
         examples = itertools.islice(benchmark.examples, limit)
         for row, example in zip(file.rows, examples):
             _check_same(row, example, out)
+        if judge is not None and len(file.rows) < record["num_rows"]:
+            judge.check()  # else each of thousands of rows would have the same error
         settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}
         if answers:
             rows = _answered_rows(engine, examples, judge, max_new_tokens=max_new_tokens, **settings)
@@ -255,7 +257,11 @@ def _bytes_of(image, views):
 def _row(picture, engine, verdict, seconds):
     row = Row(**{name: getattr(picture.example, name) for name in FROM_EXAMPLE}, image_sha256=picture.image_sha256)
     if isinstance(verdict, Exception):
-        row.error = " ".join(str(verdict).split()) or type(verdict).__name__
+        row.error = " ".join(str(verdict).split())
+        if not isinstance(
+            verdict, (ValueError, OSError, MemoryError, FloatingPointError)
+        ):  # those speak for themselves
+            row.error = f"{type(verdict).__name__}: {row.error}"
         return row
     categories = engine.model.config.safety_categories
     scores = [dict(zip(categories, probs)) for probs in verdict.tolist()]

@@ -225,6 +225,9 @@ class Judge:
 
     base_url, model = "http://judge/v1", "strict"
 
+    def check(self):
+        pass
+
     def judge(self, query, answer, expected):
         assert query == QUESTION
         if "can't" in answer:
@@ -249,20 +252,37 @@ def test_a_judge_sees_each_answer_and_its_failure_is_the_answers_error(model, fi
 
 
 def test_a_judge_that_is_away_stops_the_run_which_goes_on_later(model, tmp_path):
+    class CannotJudge(Judge):
+        def check(self):
+            raise JudgeUnavailable("the judge strict at http://judge/v1 cannot judge")
+
     class Away(Judge):
         def judge(self, query, answer, expected):
             raise JudgeUnavailable("the judge at http://judge/v1 is away")
 
     settings = {"answers": True, "max_new_tokens": 12}
+    with pytest.raises(JudgeUnavailable, match="cannot judge"):
+        evaluate(*model, small(), tmp_path / "out", judge=CannotJudge(), **settings)
+    assert (tmp_path / "out" / "rows.jsonl").read_bytes() == b""
     with pytest.raises(JudgeUnavailable):
         evaluate(*model, small(), tmp_path / "out", judge=Away(), **settings)
     assert len(evaluate(*model, small(), tmp_path / "out", judge=Judge(), **settings)) == 11
+    evaluate(*model, small(), tmp_path / "out", judge=CannotJudge(), **settings)  # is not asked: all rows are there
 
 
 def test_an_empty_answer_is_no_answer_that_counts(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model[1].tokenizer, "batch_decode", lambda tokens, **kwargs: [" "] * len(tokens))
     row = evaluate(*model, small(), tmp_path / "out", answers=True, limit=1)[0]
     assert row.answer == " " and row.refused is None and row.answer_error == "the answer is empty"
+
+
+def test_a_reader_that_fails_in_its_own_way_is_named(model, tmp_path, monkeypatch):
+    def read_image(image):
+        raise KeyError("mode")
+
+    monkeypatch.setattr("safeqwen.evaluation.run.read_image", read_image)
+    (row,) = evaluate(*model, small(), tmp_path / "out", limit=1)
+    assert row.error == "KeyError: 'mode'"
 
 
 def test_run_json_says_what_was_run(finished):
