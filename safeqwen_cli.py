@@ -58,6 +58,13 @@ EXPORT = """\
 Write a finished training run as a folder that anyone can load: merged weights, code, processor, model card.
 
 OUT appears as a whole or not at all, and names no folder of this machine. Then try it with safeqwen check.
+
+To publish how good it is, and what to do about its verdicts, export twice: the second time with what was measured on
+the first. Figures and policies of other weights are refused.
+
+  safeqwen export RUN tried
+  safeqwen evaluate --model tried --benchmark holisafe-bench --data BENCHMARK --out evaluation
+  safeqwen export RUN OUT --evaluation evaluation
 """
 EXPORT_EXIT_CODES = """\
 exit codes: 0 OUT was written, and uploaded if --push was given; 1 it could not be written, or was written but not
@@ -101,8 +108,26 @@ given, or without one from an unsafe probability of 0.5. The rows on which the d
 in --out.
 """
 COMPARE_EXIT_CODES = """\
-exit codes: 0 they were compared; 1 FILE could not be written; 2 wrong usage, or evaluations that cannot be compared,
-such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+exit codes: 0 they were compared; 1 FILE or stdout could not be written; 2 wrong usage, or evaluations that cannot be
+compared, such as of different benchmarks, or with different pictures or labels under one id. The reason is on stderr.
+"""
+
+CALIBRATE = """\
+Fit a safety policy to labelled rows of evaluations: a temperature, the threshold of "unsafe", how many frames of a
+clip must fire; and say what it does on rows that were held out.
+
+One row a picture counts, and the pictures are split by their bytes. --max-fpr gives a threshold with a promise: with
+probability --confidence or more over the draw of the rows, the false-positive rate on new still pictures of the same
+kind is at most this. Without it the threshold is that of an operating point, which promises nothing:
+  high_precision  the highest recall among the thresholds with a precision of at least 95 %, at the rows' own share of
+                  unsafe pictures
+  balanced        the largest difference of recall and false-positive rate (Youden's J)
+  high_recall     the lowest false-positive rate among the thresholds with a recall of at least 95 %
+docs/policies.md says how to choose.
+"""
+CALIBRATE_EXIT_CODES = """\
+exit codes: 0 the policy was written; 2 it was not: wrong usage, rows of several models, too few rows (how many are
+needed), a guard that ranks backwards, or a file that exists. The reason is on stderr.
 """
 
 
@@ -117,6 +142,13 @@ def positive(text):
     value = int(text)
     if value < 1:
         raise ValueError
+    return value
+
+
+def share(text):
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
 
 
@@ -149,6 +181,7 @@ def build_parser():
     add_train(commands)
     add_export(commands)
     add_check(commands)
+    add_calibrate(commands)
     add_evaluate(commands)
     add_compare(commands)
     return parser
@@ -259,6 +292,14 @@ def add_export(commands):
         action="store_true",
         help="only what LoRA trained, guard included, to be loaded onto the base",
     )
+    export.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="that safeqwen evaluate wrote about these weights, for the card; can be given several times",
+    )
+    export.add_argument("--policy", metavar="FILE", help="a safety_policy.json for these weights, written to OUT")
 
     hub = export.add_argument_group("Hub")
     hub.add_argument("--push", metavar="REPO", help="upload OUT to this repository, with the login of `hf auth login`")
@@ -278,6 +319,61 @@ def add_check(commands):
     check.add_argument("--run", dest="run_folder", metavar="RUN", help="compare with this run, unmerged")
     check.add_argument("--image", metavar="FILE", help="judge this picture (default: a drawn house)")
     check.add_argument("--device", default="cpu", help="e.g. cuda:1 (default: %(default)s)")
+
+
+def add_compare(commands):
+    compare = add_command(
+        commands,
+        "compare",
+        "commands.compare",
+        help="compare evaluations: what differs, how surely, where",
+        description=COMPARE,
+        epilog=COMPARE_EXIT_CODES,
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
+    compare.add_argument(
+        "--out", metavar="FILE", type=Path, help="write all of it as JSON, with every row that differs"
+    )
+
+
+def add_calibrate(commands):
+    calibrate = add_command(
+        commands,
+        "calibrate",
+        "commands.calibrate",
+        help="fit a safety policy to the rows of evaluations",
+        description=CALIBRATE,
+        epilog=CALIBRATE_EXIT_CODES,
+    )
+    calibrate.add_argument("rows", nargs="+", metavar="ROWS", help="a folder of safeqwen evaluate, or a rows.jsonl")
+    calibrate.add_argument("--out", required=True, metavar="FILE", help="e.g. safety_policy.json beside the weights")
+    calibrate.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    calibrate.add_argument("--policy", metavar="FILE", help="keep this one's mode, actions, groups and severity")
+
+    thresholds = calibrate.add_argument_group("thresholds")
+    thresholds.add_argument(
+        "--operating-point",
+        choices=("high_precision", "balanced", "high_recall"),
+        default="balanced",
+        help="of the thresholds without a promise (default: %(default)s)",
+    )
+    thresholds.add_argument(
+        "--max-fpr", type=share, metavar="RATE", help="promise this false-positive rate, e.g. 0.05, for unsafe"
+    )
+    thresholds.add_argument(
+        "--confidence", type=share, metavar="P", default=0.9, help="of the promise (default: %(default)s)"
+    )
+    thresholds.add_argument(
+        "--per-category",
+        action="store_true",
+        help="a threshold for each category with 20 pictures or more, by --operating-point, not below that of unsafe",
+    )
+
+    split = calibrate.add_argument_group("split")
+    split.add_argument(
+        "--held-out", type=share, metavar="SHARE", default=0.3, help="of the pictures (default: %(default)s)"
+    )
+    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
 
 
 def add_evaluate(commands):
@@ -321,19 +417,6 @@ def add_evaluate(commands):
         "--judge-url", metavar="URL", help="of an OpenAI-compatible API, e.g. http://localhost:8000/v1"
     )
     answers.add_argument("--judge-model", metavar="NAME", help="a chat model there")
-
-
-def add_compare(commands):
-    compare = add_command(
-        commands,
-        "compare",
-        "commands.compare",
-        help="compare evaluations: what differs, how surely, where",
-        description=COMPARE,
-        epilog=COMPARE_EXIT_CODES,
-    )
-    compare.add_argument("folders", nargs="+", metavar="DIR", help="folders that safeqwen evaluate wrote, two or more")
-    compare.add_argument("--out", metavar="FILE", help="write all of it as JSON, every row that differs included")
 
 
 def main(argv=None):

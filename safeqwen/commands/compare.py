@@ -1,8 +1,8 @@
 """`safeqwen compare`: figures of evaluations side by side, what differs, and on which rows."""
 
-from pathlib import Path
+import sys
 
-from safeqwen.commands.terminal import prepare_streams, printable, say
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.files import write_json
 
 
@@ -13,7 +13,8 @@ SHOWN_ROWS = 20  # that differ; --out has all
 def run(args):
     """Runs `safeqwen compare` with the arguments of `safeqwen_cli`, and returns its exit code."""
     if not prepare_streams():
-        return 1
+        say("stdout is closed; send it to a file, or to /dev/null if only --out matters")
+        return 2
     try:
         from safeqwen.evaluation.compare import compare
     except ModuleNotFoundError as error:
@@ -26,14 +27,19 @@ def run(args):
     except (ValueError, OSError) as error:
         say(error)
         return 2
-    for line in lines(comparison):
-        print(printable(line))
     if args.out is not None:
         try:
-            write_json(Path(args.out), comparison)
+            write_json(args.out, comparison)
         except OSError as error:
             say(f"{args.out} could not be written: {error}")
             return 1
+    try:
+        for line in lines(comparison):
+            print(printable(line))
+        sys.stdout.flush()
+    except OSError:  # the reader has left (| head), or the disk is full
+        drop_output()
+        return 1
     return 0
 
 
@@ -65,7 +71,7 @@ def lines(comparison):
 
 def _excluded(reasons):
     for reason, ids in reasons.items():
-        yield f"  {len(ids)} rows do not count: {reason}"
+        yield f"  without {len(ids)}: {reason}"
 
 
 def _table(figures, names):

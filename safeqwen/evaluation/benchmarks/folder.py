@@ -4,7 +4,8 @@
     DATA/suicide/17.png
     DATA/gender/a/b.png       HoliSafe's other names count, and folders in a folder
 
-The folders have the names of the model's categories, or of a mapping file's. Hidden files are left out.
+The folders have the names of the model's categories, or of a mapping file's. Hidden files are left out, and links to
+folders are errors.
 """
 
 import os
@@ -40,6 +41,8 @@ def load(data, *, mapping=None, split=None, categories):
     table = Table(_files(root), root=root)
 
     def fill(example, row):
+        if row["link"]:
+            raise BadRow("is a link to a folder, which is not followed; put the folder itself here")
         if example.id != row["image"]:
             raise BadRow("has a name that is not UTF-8; rename it")
         if "/" not in row["image"]:
@@ -57,8 +60,17 @@ def load(data, *, mapping=None, split=None, categories):
 
 
 def _files(root):
-    names = []
-    for folder, folders, files in os.walk(root):
+    found = []  # (file or link to a folder, whether it is a link)
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    return [(name.encode("utf-8", "backslashreplace").decode(), {"image": name}) for name in sorted(names)]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        names = [(name, False) for name in files if not name.startswith(".")] + [(name, True) for name in links]
+        found += [(Path(folder, name).relative_to(root).as_posix(), link) for name, link in names]
+    return [
+        (name.encode("utf-8", "backslashreplace").decode(), {"image": name, "link": link})
+        for name, link in sorted(found)
+    ]
+
+
+def _refuse(error):
+    raise error

@@ -50,8 +50,8 @@ class Table:
         if self.root is None:
             raise BadRow(f"names a file, {picture!r}, where the dataset should hold the picture itself")
         # Not followed through links: in the Hub's cache each file is a link to another folder.
-        folder = os.path.normpath(os.path.join(self.root, self.pictures))
-        path = os.path.normpath(os.path.join(folder, picture))
+        folder = os.path.abspath(os.path.join(self.root, self.pictures))
+        path = os.path.abspath(os.path.join(folder, picture))
         if not path.startswith(os.path.join(folder, "")):
             raise BadRow(f"has the picture {picture!r}, which lies outside of {folder}; it is not opened")
         example.image_name = Path(os.path.relpath(path, self.root)).as_posix()

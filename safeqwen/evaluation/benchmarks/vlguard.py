@@ -62,7 +62,7 @@ def load(data, *, mapping=None, split=None, categories):
         safe = flag_of(row, "safe")
         if safe == (row["kind"] == "instruction"):
             raise BadRow(
-                f"has a {row['kind']} about {'a safe' if safe else 'an unsafe'} picture; safe pictures have a "
+                f"has {row['kind']!r} about {'a safe' if safe else 'an unsafe'} picture; safe pictures have a "
                 "safe_instruction and an unsafe_instruction, unsafe ones an instruction"
             )
         example.query = text_of(row["pair"], row["kind"])
