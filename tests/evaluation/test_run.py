@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_benchmark import QUESTION, examples, run, small
+from small_benchmark import QUESTION, examples, file_of, run, small
 from tiny import ROOT
 
 import safeqwen
 from safeqwen.evaluation.answers import JudgeUnavailable
-from safeqwen.evaluation.rows import Row, RowsFile, read_rows
+from safeqwen.evaluation.rows import Example, Row, RowsFile, read_rows
 from safeqwen.evaluation.run import evaluate
 from safeqwen.judging.engine import Engine
+from tools.demo.pictograms import draw
 
 
 IDS = ["0", "1", "2", "no picture", "words", "refused", "3", "4", "5", "moving", "no question"]
@@ -82,6 +83,13 @@ def test_a_picture_of_several_views_has_the_verdict_of_the_least_safe(finished):
     assert (first["frame"], second["frame"]) == (0, 1)
     assert first["probs"]["safe"] > 0.5 > second["probs"]["safe"] and row.probs == second["probs"]
     assert {row.id: row for row in read_rows(finished[False])}["1"].views is None
+
+
+def test_the_views_of_one_frame_on_white_and_on_black_paper_have_its_number(model, tmp_path):
+    glass = draw("suicide", 1, size=112).convert("RGBA")
+    glass.putalpha(128)
+    (row,) = evaluate(*model, small(examples=[Example("glass", file_of(glass), unsafe=True)]), tmp_path / "out")
+    assert [view["frame"] for view in row.views] == [0, 0] and row.views[0]["probs"] != row.views[1]["probs"]
 
 
 def test_answers_come_with_the_verdict_and_are_matched(finished):
