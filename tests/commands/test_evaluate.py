@@ -150,6 +150,9 @@ def test_a_judge_that_is_away_exits_with_2_and_can_be_gone_on_with(data, tmp_pat
         def __init__(self, url, model):
             pass
 
+        def check(self):
+            pass
+
         def judge(self, query, answer, expected):
             if self.is_away:
                 raise JudgeUnavailable("the judge is away")
