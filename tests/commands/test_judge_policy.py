@@ -25,6 +25,7 @@ def files(tmp_path_factory):
     SafetyPolicy(categories=NAMES, **BLOCKS).save(folder / "blocks.json")
     SafetyPolicy(categories=NAMES, **BLOCKS, mode="shadow").save(folder / "shadow.json")
     SafetyPolicy(categories=NAMES, **BLOCKS, clip={"at_least": 1, "of": 3}).save(folder / "one_of_three.json")
+    SafetyPolicy(categories=NAMES, **BLOCKS, clip={"at_least": 1, "of": 1}).save(folder / "all_frames.json")
     SafetyPolicy(categories=NAMES, model="0" * 64).save(folder / "others.json")
     SafetyPolicy(categories=["safe", "suicide"]).save(folder / "taxonomy.json")
     return folder
@@ -74,7 +75,8 @@ def test_an_answers_own_pass_gives_the_decision_too(judge):
         ("suicide.png", "blocks.json", 3),
         ("safe.png", "blocks.json", 0),
         ("suicide.png", "shadow.json", 0),
-        ("clip.png", "blocks.json", 0),  # one of three frames, and all are needed
+        ("clip.png", "blocks.json", 3),
+        ("clip.png", "all_frames.json", 0),
         ("clip.png", "one_of_three.json", 3),
     ],
 )
@@ -83,7 +85,7 @@ def test_fail_on_unsafe_goes_by_the_decision(judge, picture, policy, code):
 
 
 def test_a_clips_line_counts_its_frames(judge):
-    _, out, _ = judge("clip.png", "--policy", "blocks.json", "--top", "1")
+    _, out, _ = judge("clip.png", "--policy", "all_frames.json", "--top", "1")
     assert out[2].endswith("; a rule fired on 1 of 3 frames, 3 needed")
 
 
