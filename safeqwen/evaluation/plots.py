@@ -306,7 +306,7 @@ def _per_category(guard):
     support = sum(figures[category]["support"] for category in shown)
     left_out = f" {without} without a figure are left out; the table says why." if without else ""
     description = f"Bars of F1 for {len(shown)} categories; the table below has the numbers.{left_out}"
-    return Plot(name, f"{title}, N = {support:,} rows", description, draw, inches=(SMALL[0], 1.2 + 0.22 * len(shown)))
+    return Plot(name, f"{title}, N = {support:,} rows", description, draw, inches=(SMALL[0], 1.8 + 0.2 * len(shown)))
 
 
 def _confusion_matrix(guard):
@@ -337,7 +337,7 @@ def _confusion_matrix(guard):
     description = (
         f"Confusion matrix of {len(words)} categories: {right:,} of {counts.sum():,} rows lie on the diagonal."
     )
-    side = 2.6 + 0.32 * len(words)
+    side = 4.2 + 0.32 * max(0, len(words) - 5)
     return Plot(name, f"{title}, N = {counts.sum():,} rows", description, draw, inches=(side + 0.6, side))
 
 

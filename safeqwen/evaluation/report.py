@@ -70,8 +70,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
     guard, after = metrics["guard"], metrics["guard_after_policy"]
     too_high, too_low = ([], []) if guard is None else worst_mistakes(rows, metrics)
     shown = [mistake["row"] for mistake in too_high[:NUM_MISTAKES_SHOWN] + too_low[:NUM_MISTAKES_SHOWN]]
-    ids = {row.id for row in shown}
-    images = {example.id: example.image for example in examples if example.id in ids} if ids else {}
+    images = _images(examples, {row.id for row in shown})
     pictures = {row.id: _picture(row, images.get(row.id), data_root) for row in shown}
     failed = [row for row in rows if row.error is not None or row.answer_error is not None]
     page = render(
@@ -131,6 +130,17 @@ def worst_mistakes(rows, metrics):
 
 
 # -------------------------------------------------------------------------------------------------- pictures and plots
+
+
+def _images(examples, ids):
+    """`{id: image}` of the examples with these ids; the benchmark is gone through once, no further than needed."""
+    images = {}
+    for example in examples if ids else ():
+        if example.id in ids:
+            images[example.id] = example.image
+            if len(images) == len(ids):
+                break
+    return images
 
 
 def _picture(row, image, data_root):

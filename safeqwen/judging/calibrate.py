@@ -191,6 +191,8 @@ def _one_a_picture(rows, categories, allowed):
             excluded["no verdict"] += 1
         elif row.unsafe is None:
             excluded["no label of the picture"] += 1
+        elif row.category is not None and row.unsafe == (row.category == SAFE):
+            excluded["label and category contradict each other"] += 1
         elif row.unsafe and allowed and row.category is None:
             excluded["unsafe without a category, and the policy allows some"] += 1
         elif not row.image_sha256:
