@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 from time import monotonic
 
 import transformers
@@ -67,7 +68,10 @@ def _evaluate(args):
         if error.name.startswith("safeqwen"):
             raise
         raise ImportError(f'evaluations need {error.name}: pip install "safeqwen[evaluate]"') from error
-    source = DEMO_CHECKPOINT if args.model == "demo" else args.model
+    is_demo = args.model == "demo" and not Path("demo").exists()
+    source = DEMO_CHECKPOINT if is_demo else args.model
+    if is_demo:
+        say("this is the demo checkpoint, which knows drawn pictograms: figures on photographs say nothing of others")
     judge = EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
     categories = _loaded(args.model, lambda: SafeQwen2_5_VLConfig.from_pretrained(source)).safety_categories
     benchmark = load_benchmark(
