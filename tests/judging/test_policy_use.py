@@ -183,7 +183,7 @@ def test_what_cannot_be_had_or_told_is_refused(judge, tmp_path):
     assert SafetyPipeline(model, processor, policy=BLOCKS)(SAFE)["decision"].action == "allow"
 
 
-# ---------------------------------------------------------------------------------------------- frames and their views
+# --------------------------------------------------------------------------------------------- frames and their views
 
 
 def animation(frames):
