@@ -233,6 +233,15 @@ def test_a_still_that_shows_its_harm_on_one_paper_alone_never_passes(judge, as_l
     assert (verdict["decision"].num_frames, verdict["decision"].num_frames_fired) == (1, 1)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_that_are_batched_together_keep_their_own_frames(judge, num_workers):
+    still, clip = see_through(SUICIDE), animation([SUICIDE, SAFE])  # two views each
+    pictures = [clip, still, clip, still, SUICIDE]
+    verdicts = judge(pictures, policy=ALL_FRAMES, batch_size=4, num_workers=num_workers)
+    actions = [verdict["decision"].action for verdict in verdicts]
+    assert actions == ["allow", "block", "allow", "block", "block"]
+
+
 def test_a_clip_is_counted_by_frames(judge):
     clip = animation([SUICIDE, SAFE, SUICIDE, SAFE])
     assert judge(clip, policy=ALL_FRAMES)["decision"].action == "allow"
