@@ -293,13 +293,15 @@ def _per_category(guard):
         axes = figure.subplots()
         values = np.array([each["value"] for each in shown.values()])
         places = np.arange(len(shown))
-        axes.barh(places, values, color=theme["first"], height=0.65)
-        for place, each in zip(places, shown.values()):
-            if each["low"] is not None:
+        bars = axes.barh(places, values, color=theme["first"], edgecolor=theme["first"], height=0.65)
+        for place, bar, each in zip(places, bars, shown.values()):
+            if each["low"] is None:  # must not look as sure as the others
+                bar.set(facecolor=theme["ground"], hatch="///")
+            else:
                 axes.plot([each["low"], each["high"]], [place] * 2, color=theme["ink"], linewidth=1.5)
         words = [f"{title_of(category)} ({figures[category]['support']:,})" for category in shown]
         axes.set_yticks(places, words)
-        axes.set(xlim=(0, 1), xlabel="F1 and its 95 % interval")
+        axes.set(xlim=(0, 1), xlabel="F1 and its 95 % interval\n(hatched: too few pictures for an interval)")
         axes.invert_yaxis()
         axes.grid(True, axis="x")
 
@@ -323,7 +325,7 @@ def _confusion_matrix(guard):
         axes = figure.subplots()
         axes.imshow(np.ma.masked_equal(shares, 0), cmap="cividis", vmin=0, vmax=1)
         for i, j in zip(*counts.nonzero()):
-            colour = "black" if shares[i, j] > 0.5 else "white"
+            colour = "black" if shares[i, j] > 0.45 else "white"
             axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=colour, fontsize=7.5)
         axes.set_xticks(range(len(words)), words, rotation=90)
         axes.set_yticks(range(len(words)), [f"{word} ({total:,})" for word, total in zip(words, totals)])

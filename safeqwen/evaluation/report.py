@@ -179,10 +179,10 @@ def _facts(metrics):
     benchmark, model = metrics["benchmark"], metrics["model"]
     published = benchmark["num_rows_published"] or {}
     pairs = [
-        ("Benchmark", f"{benchmark['title']}, version {benchmark['version']}"),
+        ("Benchmark", f"{benchmark['title']}, {benchmark['version']}"),
         ("Split", benchmark["split"]),
-        ("Rows found", f"{metrics['counts']['rows']:,}"),
-        ("Rows published", ", ".join(f"{count:,} ({where})" for where, count in published.items())),
+        ("Rows evaluated", f"{metrics['counts']['rows']:,}"),
+        ("Rows published", ", ".join(f"{count:,} {where}" for where, count in published.items())),
         ("Label", benchmark["label_rule"]),
         ("Source", benchmark["source"]),
         ("Licence", benchmark["licence"]),

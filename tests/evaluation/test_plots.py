@@ -164,6 +164,15 @@ def test_a_verdict_that_is_not_finite_is_not_drawn(rows, metrics):
         make_plots(broken, metrics)
 
 
+def test_a_bar_without_an_interval_does_not_look_sure(metrics):
+    drugs = metrics["guard"]["per_category"]["drugs"]
+    unsure = {**drugs, "f1": {**drugs["f1"], "low": None, "high": None}}
+    guard = {**metrics["guard"], "per_category": {"drugs": drugs, "weapons": unsure}}
+    plot = next(plot for plot in make_plots([], {**metrics, "guard": guard}) if plot.name == "per-category")
+    axes = plot.figure("light").axes[0]
+    assert [bar.get_hatch() for bar in axes.patches] == [None, "///"] and len(axes.lines) == 1
+
+
 def test_a_category_with_signs_of_mathematics_is_drawn_as_it_is_written(rows, metrics):
     guard = dict(metrics["guard"], per_category={"$x^{": metrics["guard"]["per_category"]["drugs"]})
     plot = next(plot for plot in make_plots(rows, {**metrics, "guard": guard}) if plot.name == "per-category")

@@ -66,9 +66,9 @@ def no_plots(monkeypatch):
 def test_the_heading_says_what_was_measured_how_and_when(report):
     text = report[1].text
     for fact in (
-        "Plain colours, version 1",
-        "Rows found 62",
-        "Rows published 4,163 (paper)",
+        "Plain colours, 1.2",
+        "Rows evaluated 62",
+        "Rows published 4,163 in the paper",
         "Licence none",
         "Model some/model",
         "Fingerprint abc",
