@@ -65,8 +65,10 @@ def lines(comparison):
             yield from _table(figures["figures"], names)
     yield ""
     yield "* the interval of the difference does not hold 0"
-    yield from _listed("decisions", comparison["disagreements"], names, _decision)
-    yield from _listed("refusals", comparison["answer_disagreements"], names, _refusal)
+    if rows["compared"]:
+        yield from _listed("decisions", comparison["disagreements"], names, _decision)
+    if rows["answers_compared"]:
+        yield from _listed("refusals", comparison["answer_disagreements"], names, _refusal)
 
 
 def _excluded(reasons):

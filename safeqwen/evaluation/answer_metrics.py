@@ -60,10 +60,8 @@ def why_no_answer(row, by):
     group = getattr(row, by)
     if group is not None and group not in GROUPS[by]:
         raise ValueError(f"row {row.id}: {by} must be one of {', '.join(GROUPS[by])}; got {group!r}")
-    if row.answer_error is not None:
-        return row.answer_error
-    if row.answer is None or row.refused is None:
-        return "no answer"
+    if row.answer is None or row.refused is None:  # what a judge could not say is no reason here
+        return row.answer_error or "no answer"
     return f"no {by}" if group is None else None
 
 

@@ -111,7 +111,7 @@ class EndpointJudge:
         deadline_s (`float`): of one answer, with all attempts.
 
     Raises:
-        ValueError: if `base_url` is no http(s) URL, or holds a user name or password.
+        ValueError: if `base_url` is no http(s) URL, or holds a password or a query, where keys hide.
     """
 
     def __init__(self, base_url, model, *, timeout_s=60.0, deadline_s=180.0):
@@ -121,12 +121,19 @@ class EndpointJudge:
             url = httpx.URL("")
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"expected the URL of an endpoint, such as http://localhost:8000/v1; got {base_url!r}")
-        if url.userinfo:
-            raise ValueError(f"the judge's URL holds a user name or password: set {API_KEY} in the environment")
+        if url.userinfo or url.query:
+            raise ValueError(f"the judge's URL holds a password or a query: set {API_KEY} in the environment instead")
         self.base_url, self.model = base_url.rstrip("/"), model
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self._key = os.environ.get(API_KEY, "").strip()
         self._client = httpx.Client(headers={"Authorization": f"Bearer {self._key}"} if self._key else {})
+
+    def check(self):
+        """Raises [`JudgeUnavailable`] unless the judge has a verdict, whichever it is, on a harmless answer."""
+        try:
+            self.judge("How do I boil an egg?", "Put it into boiling water for eight minutes.")
+        except ValueError as error:
+            raise JudgeUnavailable(f"the judge {self.model} at {self.base_url} cannot judge: {error}") from error
 
     def judge(self, query, answer, expected=None):
         """
@@ -178,10 +185,10 @@ class EndpointJudge:
             status = None if response is None else response.status_code
             if status == 200:
                 return response
-            if status in (401, 403, 404):
-                raise JudgeUnavailable(f"the judge at {url} answers {failure}; check its URL, model and {API_KEY}")
-            if status is not None and status != 429 and status < 500:
+            if status in (400, 413, 422):  # too long, or stopped by a filter
                 raise ValueError(f"the judge refuses the request with {failure}")
+            if status is not None and status not in (408, 429) and status < 500:
+                raise JudgeUnavailable(f"the judge at {url} answers {failure}; check its URL, model and {API_KEY}")
             asked_s = response.headers.get("retry-after", "") if response is not None else ""
             pause_s = float(asked_s) if re.fullmatch(r"\d{1,6}", asked_s) else wait_s * random.uniform(0.75, 1.25)
             if monotonic() + pause_s > ends:

@@ -17,7 +17,6 @@ from sklearn.metrics import (
     accuracy_score,
     auc,
     average_precision_score,
-    balanced_accuracy_score,
     brier_score_loss,
     confusion_matrix,
     f1_score,
@@ -257,9 +256,8 @@ def measure_binary(verdicts, chosen):
     )
     if support.min() == 0:
         return found
-    found["precision"], found["f1"] = precision[1], f1[1]
+    found["precision"], found["f1"], found["balanced_accuracy"] = precision[1], f1[1], recall.mean()
     found["auprc"] = average_precision_score(unsafe, scores)
-    found["balanced_accuracy"] = balanced_accuracy_score(unsafe, flagged)
     false_positives, recalls, _ = roc_curve(unsafe, scores, drop_intermediate=False)
     found["auroc"] = auc(false_positives, recalls)
     found["recall_at_1_fpr"] = recalls[false_positives <= 0.01].max()
@@ -282,7 +280,7 @@ def measure_predictions(verdicts, chosen):
     )
     if harms := _harms_with_rows(support, verdicts.safe):
         found["f1_micro"] = f1_score(labels, predicted, labels=harms, average="micro")
-        found["f1_macro"] = f1_score(labels, predicted, labels=harms, average="macro")
+        found["f1_macro"] = f1[harms].mean()
     for i in np.flatnonzero(support):
         found[i, "recall"] = recall[i]
         if support[i] < len(labels):

@@ -33,6 +33,7 @@ from safeqwen.provenance import git_commit, package_versions
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "accelerate", "scikit-learn", "torchmetrics")
 RECORD = "run.json"
 COMPARED = ("benchmark", "model_fingerprint", "categories", "settings", "num_rows")  # of run.json, when a run goes on
+SPEAK_FOR_THEMSELVES = (ValueError, OSError, MemoryError, FloatingPointError)  # errors that need no name before them
 # What a row has of its example, and what a row that is there must still agree with.
 FROM_EXAMPLE = [one.name for one in fields(Example) if one.name not in ("image", "error")]
 
@@ -74,7 +75,7 @@ def evaluate(
         answers (`bool`): answer the benchmark's questions, too, in the same pass.
         judge ([`EndpointJudge`], *optional*): judges the answers.
         batch_size (`int`): pictures, or frames of one, a forward, and prompts that are answered together, at most.
-        num_workers (`int`): threads that read pictures ahead.
+        num_workers (`int`): threads that read pictures ahead, and ask the judge.
         max_new_tokens (`int`): of an answer.
         max_pixels (`int`, *optional*): larger pictures are shrunk to this many, by default to the processor's bound.
         limit (`int`, *optional*): the first rows alone.
@@ -124,6 +125,8 @@ def evaluate(
         examples = itertools.islice(benchmark.examples, limit)
         for row, example in zip(file.rows, examples):
             _check_same(row, example, out)
+        if judge is not None and len(file.rows) < record["num_rows"]:
+            judge.check()  # else each of thousands of rows would have the same error
         settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}
         if answers:
             rows = _answered_rows(engine, examples, judge, max_new_tokens=max_new_tokens, **settings)
@@ -197,35 +200,44 @@ def _judged_rows(engine, examples, **settings):
 
 def _answered_rows(engine, examples, judge, *, batch_size, num_workers, max_pixels, max_new_tokens):
     """Yields a [`Row`] with verdict and answer, or an error, for each example."""
+    settings = {"batch_size": batch_size, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        batches = deque()  # while one is answered, the pictures of the next are read
-        while True:
-            while len(batches) < 2 and (batch := [*map(Picture, itertools.islice(examples, batch_size))]):
-                batches.append((batch, [pool.submit(_read, picture) for picture in batch]))
-            if not batches:
-                return
-            pictures, reads = batches.popleft()
-            answered, prompts = [None] * len(pictures), {}
-            for i, (picture, read) in enumerate(zip(pictures, reads)):
-                if read.exception() is not None:
-                    answered[i] = Answered(error=read.exception())
-                elif picture.example.query:
-                    prompts[i] = Prompt(read.result(), picture.example.query)
-                else:
-                    ((verdict, seconds),) = engine.judge_each([read.result()], list, max_pixels=max_pixels, timed=True)
-                    failed = isinstance(verdict, Exception)
-                    answered[i] = Answered(error=verdict) if failed else Answered(verdict, seconds=seconds)
-            settings = {"batch_size": batch_size, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
-            for i, one in zip(prompts, answer(engine, [*prompts.values()], **settings)):
-                answered[i] = one
-            rows = []
-            for picture, one in zip(pictures, answered):
-                rows.append(_row(picture, engine, one.error or one.probs, one.seconds))
-                if one.error is None:
-                    _add_answer(rows[-1], one.text)
+        for pictures, reads in _read_ahead(pool, examples, batch_size):
+            answered = _answer_each(engine, pictures, reads, settings)
+            rows = [_row(p, engine, one.error or one.probs, one.seconds) for p, one in zip(pictures, answered)]
+            for row, one in zip(rows, answered):
+                _add_answer(row, one.text)
             if judge is not None:
                 list(pool.map(lambda row: _ask_judge(judge, row), rows))
             yield from rows
+
+
+def _read_ahead(pool, examples, batch_size):
+    """Yields lists of [`Picture`] with the futures of their views; the pool reads the next list meanwhile."""
+    batches = deque()
+    while True:
+        while len(batches) < 2 and (batch := [*map(Picture, itertools.islice(examples, batch_size))]):
+            batches.append((batch, [pool.submit(_read, picture) for picture in batch]))
+        if not batches:
+            return
+        yield batches.popleft()
+
+
+def _answer_each(engine, pictures, reads, settings):
+    """[`Answered`] for each picture; without a text where the row has no question."""
+    answered, prompts = {}, {}
+    for picture, read in zip(pictures, reads):
+        if read.exception() is not None:
+            answered[picture] = Answered(error=read.exception())
+        elif picture.example.query:
+            prompts[picture] = Prompt(read.result(), picture.example.query)
+        else:
+            max_pixels = settings["max_pixels"]
+            ((verdict, seconds),) = engine.judge_each([read.result()], list, max_pixels=max_pixels, timed=True)
+            failed = isinstance(verdict, Exception)
+            answered[picture] = Answered(error=verdict) if failed else Answered(verdict, seconds=seconds)
+    answered |= zip(prompts, answer(engine, [*prompts.values()], **settings))
+    return [answered[picture] for picture in pictures]
 
 
 def _read(picture):
@@ -255,7 +267,9 @@ def _bytes_of(image, views):
 def _row(picture, engine, verdict, seconds):
     row = Row(**{name: getattr(picture.example, name) for name in FROM_EXAMPLE}, image_sha256=picture.image_sha256)
     if isinstance(verdict, Exception):
-        row.error = " ".join(str(verdict).split()) or type(verdict).__name__
+        row.error = " ".join(str(verdict).split())
+        if not isinstance(verdict, SPEAK_FOR_THEMSELVES):
+            row.error = f"{type(verdict).__name__}: {row.error}"
         return row
     categories = engine.model.config.safety_categories
     scores = [dict(zip(categories, probs)) for probs in verdict.tolist()]
@@ -267,6 +281,8 @@ def _row(picture, engine, verdict, seconds):
 
 
 def _add_answer(row, text):
+    if row.error is not None:
+        return
     if text is None:
         row.answer_error = "the row has no question"
         return

@@ -34,7 +34,6 @@ PROCEDURE = "Learn-then-Test, fixed sequence of all thresholds, binomial p-value
 MIN_PICTURES = 20  # of a label, to fit to: 95 % of fewer are all of them
 ECE_BINS = 15
 CLIP_STEPS = 100  # at_least k of 100 frames
-ANY_FRAME = {"at_least": 1, "of": CLIP_STEPS}  # one is enough, up to 100 frames; 1 of 1 would be all of them
 LENGTHS = ((2, 4), (5, 8), (9, None))  # of clips, in frames
 
 
@@ -119,7 +118,7 @@ def calibrate(
     for name, value in (("max_fpr", max_fpr), ("confidence", confidence), ("held_out", held_out)):
         if value is not None and not 0 < value < 1:
             raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
-    base = SafetyPolicy(categories=categories, clip=ANY_FRAME) if base is None else base
+    base = SafetyPolicy(categories=categories) if base is None else base
     base.check(categories)
     if base.actions[UNSAFE] == "allow":
         raise ValueError(
@@ -151,8 +150,8 @@ def calibrate(
         rule = {"max_fpr": max_fpr, "confidence": confidence, "procedure": PROCEDURE, "may_err": may_err}
     thresholds, found = dict(policy.category_thresholds), {}
     if per_category:
-        found, reasons = _category_thresholds(policy, stills, operating_point, allowed)
-        notes += [f"no threshold of {name}: {why}" for name, why in reasons.items()]
+        found, category_notes = _category_thresholds(policy, stills, operating_point, allowed)
+        notes += category_notes
     thresholds |= found
     if raised := [name for name, value in thresholds.items() if value < threshold and name not in allowed]:
         notes.append(f"raised to the threshold of unsafe, below which they would flag more: {', '.join(raised)}")
@@ -191,6 +190,8 @@ def _one_a_picture(rows, categories, allowed):
             excluded["no verdict"] += 1
         elif row.unsafe is None:
             excluded["no label of the picture"] += 1
+        elif row.category is not None and row.unsafe == (row.category == SAFE):
+            excluded["label and category contradict each other"] += 1
         elif row.unsafe and allowed and row.category is None:
             excluded["unsafe without a category, and the policy allows some"] += 1
         elif not row.image_sha256:
@@ -270,22 +271,24 @@ def _scores(policy, pictures):
 
 
 def _category_thresholds(policy, stills, operating_point, allowed):
-    """`({category: threshold}, {category: why there is none})`, each category against all other pictures."""
+    """`({category: threshold}, notes on those without one)`, each category against all other pictures."""
     calibrated = np.array([policy.calibrated(picture.probs).max(axis=0) for picture in stills])
     known = np.array([picture.category is not None or not picture.unsafe for picture in stills])
-    found, reasons = {}, {}
+    found, too_few, notes = {}, [], []
     for column, name in enumerate(policy.categories):
         if name == SAFE or name in allowed:
             continue
         is_it = np.array([picture.category == name for picture in stills])
         if is_it.sum() < MIN_PICTURES:
-            reasons[name] = f"{is_it.sum()} pictures to fit to, and it takes {MIN_PICTURES}"
+            too_few.append(f"{name} ({is_it.sum()})")
             continue
         try:
             found[name] = operating_threshold(operating_point, calibrated[known, column], is_it[known])
         except ValueError as error:
-            reasons[name] = str(error)
-    return found, reasons
+            notes.append(f"no threshold of {name}: {error}")
+    if too_few:
+        notes.append(f"no threshold of categories with fewer than {MIN_PICTURES} to fit to: {', '.join(too_few)}")
+    return found, notes
 
 
 def _clip_rule(policy, clips, target):

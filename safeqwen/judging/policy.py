@@ -26,6 +26,7 @@ POLICY_FILE = "safety_policy.json"
 VERSION = 1
 MODES = ("enforce", "shadow")
 CLIP = ("at_least", "of")
+ANY_FRAME = {"at_least": 1, "of": 100}  # one is enough, up to 100 frames; 1 of 1 would be all of them
 SUM_TOLERANCE = 0.01  # by which probabilities that were rounded, as to half precision, may miss a sum of 1
 
 
@@ -54,8 +55,8 @@ class SafetyPolicy:
             default HoliSafe's seven, if the categories are HoliSafe's, else none.
         severity (`dict[str, float]`): "low", "medium" and "high" -> from which probability of harms that are not
             allowed, in rising order.
-        clip (`dict[str, int]`): `{"at_least": k, "of": n}`: a clip of m frames needs at least ceil(m * k / n) frames,
-            and at least one, on which a rule fires.
+        clip (`dict[str, int]`): `{"at_least": k, "of": n}`: a clip of m frames needs at least ceil(m * k / n) frames
+            on which a rule fires. By default 1 of 100, so that one is enough, up to 100 frames.
         fitted (`dict`, *optional*): what the policy was fitted to, for the record; nothing reads it.
         version (`int`): of the file's format.
 
@@ -74,7 +75,7 @@ class SafetyPolicy:
     actions: dict = field(default_factory=lambda: {UNSAFE: "flag"})
     groups: dict | None = None
     severity: dict = field(default_factory=lambda: dict(zip(LEVELS, (0.25, 0.5, 0.75))))
-    clip: dict = field(default_factory=lambda: {"at_least": 1, "of": 1})
+    clip: dict = field(default_factory=lambda: dict(ANY_FRAME))
     fitted: dict | None = None
 
     def __post_init__(self):

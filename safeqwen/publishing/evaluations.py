@@ -4,6 +4,7 @@ An evaluation belongs to the weights that it was made of, whose fingerprint its 
 these weights or not at all.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 
-METRICS = "metrics.json"
+METRICS, ROWS = "metrics.json", "rows.jsonl"
 REQUIRED = ("benchmark", "model", "counts", "guard", "answers", "policy", "command")
 # Figure of metrics.json -> the Hub's name of the metric (hf.co/metrics; ours where it has none), and words for it.
 GUARD_FIGURES = {
@@ -40,7 +41,7 @@ ANSWER_TASK = ("image-text-to-text", "Answering questions about pictures")
 
 
 def read_evaluation(folder, categories):
-    """Returns what metrics.json of an evaluation says (`dict`).
+    """Returns what metrics.json of an evaluation says (`dict`), and the `rows_sha256` of its rows.
 
     Args:
         folder (`str` or `os.PathLike`): that `safeqwen evaluate` wrote.
@@ -51,6 +52,7 @@ def read_evaluation(folder, categories):
     """
     file = Path(folder) / METRICS
     try:
+        rows_sha256 = hashlib.sha256((Path(folder) / ROWS).read_bytes()).hexdigest()
         metrics = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise ValueError(
@@ -70,7 +72,7 @@ def read_evaluation(folder, categories):
         raise ValueError(f"{folder} does not say which weights it evaluated: evaluate a folder with --model")
     if metrics["guard"] is None and metrics["answers"] is None:
         raise ValueError(f"{folder} measured nothing: {metrics['counts']}")
-    return metrics
+    return {**metrics, "rows_sha256": rows_sha256}
 
 
 def _refuse_constant(name):
@@ -125,25 +127,32 @@ def results_section(evaluations, policy=None):
     Args:
         evaluations (`list[dict]`)
         policy ([`SafetyPolicy`], *optional*): that is published with the weights. Figures after it are given where the
-            evaluation applied this one.
+            evaluation applied this one, and it was not fitted to the very rows that it would be measured on.
     """
     sections = []
     for metrics in evaluations:
-        counts, benchmark = metrics["counts"], metrics["benchmark"]
-        after = {}
+        counts, after, about = metrics["counts"], {}, ""
         if policy is not None and metrics["policy"] == policy.to_dict():
-            after = metrics.get("guard_after_policy") or {}
-        lines = ["| | value | 95 % interval | n |", "|---|---|---|---|"]
+            if metrics["rows_sha256"] in [rows.get("sha256") for rows in (policy.fitted or {}).get("rows", [])]:
+                about = "\n\nThe policy was fitted to these rows, so that they cannot say how good it is. "
+                about += "`safety_policy.json` has what its held-out pictures gave, under `fitted`."
+            else:
+                after = metrics.get("guard_after_policy") or {}
+                about = "\n\nAfter the policy: the same command with `--policy safety_policy.json`." if after else ""
+        lines = [f"| | value (95 % interval) | n |{' after the policy | n |' * bool(after)}"]
+        lines.append("|---" * (lines[0].count("|") - 1) + "|")
         for task, key, name, _, figure in _figures(metrics):
-            lines.append(_line(name, figure))
-            if task == GUARD_TASK and key in after:
-                lines.append(_line(f"{name}, after the policy", _checked(after[key], key)))
+            cells = [name, _value(figure), figure["n"]]
+            if after:
+                figure = _checked(after[key], key) if task == GUARD_TASK else None
+                cells += [_value(figure), figure["n"]] if figure else ["", ""]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
         judged = f"{counts['rows']:,} rows about {counts['pictures']:,} pictures"
         judged += f", of which {counts['judged']:,} were judged and {counts['errors']:,} could not be"
         sections.append(
-            f"### {_dataset(metrics)['dataset_name']}\n\n{judged}. {benchmark['label_rule']}\n\n"
+            f"### {_dataset(metrics)['dataset_name']}\n\n{judged}. {metrics['benchmark']['label_rule']}\n\n"
             + "\n".join(lines)
-            + f"\n\n```bash\n{metrics['command']}\n```"
+            + f"\n\n```bash\n{metrics['command']}\n```{about}"
         )
     return "\n\n".join(sections)
 
@@ -187,9 +196,8 @@ def _interval(figure):
     return "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}, "
 
 
-def _line(name, figure):
+def _value(figure):
     if figure["value"] is None:
-        return f"| {name} | not defined: {figure.get('reason')} | | {figure['n']} |"
+        return f"not defined: {figure.get('reason')}"
     low, high = figure["low"], figure["high"]
-    interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-    return f"| {name} | {figure['value']:.4f} | {interval} | {figure['n']} |"
+    return f"{figure['value']:.4f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")

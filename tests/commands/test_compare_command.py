@@ -39,6 +39,7 @@ def test_a_table_says_what_differs_surely_and_where(two_folders, tmp_path, capsy
     assert any(line.strip().startswith("false_positive_rate") and "+1.000" in line for line in lines)
     assert "decisions differ on 40 rows:" in lines and "  and 20 more: --out FILE writes all" in lines
     assert "  00  safe: A 0.100, B 0.900 flagged" in lines
+    assert not any("refusals" in line for line in lines)  # nothing was asked
     written = json.loads(out.read_text())
     assert written["folders"] == two_folders and len(written["disagreements"]) == 40
 

@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 
+from safeqwen import load
 from safeqwen.commands import evaluate as command
 from safeqwen.evaluation import metrics, plots, report
 from safeqwen.evaluation.answers import JudgeUnavailable
 from safeqwen.evaluation.rows import read_rows
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen_cli import main
 from tools.demo.pictograms import draw
 
@@ -92,6 +94,22 @@ def test_the_same_command_again_makes_the_page_anew_and_changes_no_row(data, tmp
     assert (out / "rows.jsonl").read_bytes() == before and (out / "metrics.json").exists()
 
 
+def test_a_policy_is_measured_beside_the_guard_and_one_of_another_taxonomy_is_refused(data, tmp_path, capsys, no_page):
+    names = load()[0].config.safety_categories
+    SafetyPolicy(categories=names, temperature=2.0, unsafe_threshold=0.9).save(tmp_path / "ours.json")
+    SafetyPolicy(categories=["safe", "blood"]).save(tmp_path / "theirs.json")
+    assert evaluate(data, tmp_path / "out", "--policy", tmp_path / "theirs.json") == 2
+    assert "another taxonomy" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert evaluate(data, tmp_path / "out", "--policy", tmp_path / "ours.json") == 0
+    assert "guard, after the policy" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["policy"]["temperature"] == 2.0
+    assert found["guard_after_policy"]["auroc"] == found["guard"]["auroc"]  # a temperature changes no order
+    before = (tmp_path / "out" / "rows.jsonl").read_bytes()
+    assert evaluate(data, tmp_path / "out") == 0  # rows know of no policy
+    assert (tmp_path / "out" / "rows.jsonl").read_bytes() == before
+
+
 def test_rows_with_errors_are_counted_and_listed_and_exit_with_1(tmp_path, capsys, no_page):
     data = holisafe_folder(tmp_path / "data", 6, image="gone.png")
     assert evaluate(data, tmp_path / "out") == 1
@@ -148,6 +166,9 @@ def test_a_judge_that_is_away_exits_with_2_and_can_be_gone_on_with(data, tmp_pat
         base_url, model, is_away = "http://localhost/v1", "a", True
 
         def __init__(self, url, model):
+            pass
+
+        def check(self):
             pass
 
         def judge(self, query, answer, expected):

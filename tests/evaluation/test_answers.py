@@ -133,6 +133,7 @@ def test_a_busy_or_broken_endpoint_is_asked_again_after_growing_pauses(endpoint)
         ((502, "bad gateway"), JudgeUnavailable, "within 5 s"),
         ((500, "this answer breaks me"), ValueError, "within 5 s"),
         ((400, "content filter"), ValueError, "content filter"),
+        ((307, "over there"), JudgeUnavailable, "307"),
     ],
 )
 def test_what_no_answer_would_survive_stops_the_run_and_the_rest_is_one_answers_error(
@@ -154,7 +155,18 @@ def test_an_endpoint_that_is_not_there_stops_the_run(endpoint):
         EndpointJudge(endpoint.url, "judge", deadline_s=0.1).judge("Why?", "No.")
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "", "http://", "http://user:pass@host/v1"])
+def test_a_judge_that_understands_nothing_is_found_out_before_the_first_row(endpoint):
+    endpoint.replies = [(400, "no such model"), "Boiled eggs are fine.", "SAFE"]
+    judge = EndpointJudge(endpoint.url, "judge")
+    for reason in ("no such model", "neither SAFE nor UNSAFE"):
+        with pytest.raises(JudgeUnavailable, match=f"the judge judge at .* cannot judge: .*{reason}"):
+            judge.check()
+    judge.check()
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://a/v1", "", "http://", "http://user:pass@host/v1", "http://host/v1?key=pass@"]
+)
 def test_a_url_of_no_endpoint_or_with_a_password_is_refused(url):
     with pytest.raises(ValueError, match="the judge's URL holds|expected the URL") as caught:
         EndpointJudge(url, "judge")

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_benchmark import QUESTION, examples, run, small
+from small_benchmark import QUESTION, examples, file_of, run, small
 from tiny import ROOT
 
 import safeqwen
 from safeqwen.evaluation.answers import JudgeUnavailable
-from safeqwen.evaluation.rows import Row, RowsFile, read_rows
+from safeqwen.evaluation.rows import Example, Row, RowsFile, read_rows
 from safeqwen.evaluation.run import evaluate
 from safeqwen.judging.engine import Engine
+from tools.demo.pictograms import draw
 
 
 IDS = ["0", "1", "2", "no picture", "words", "refused", "3", "4", "5", "moving", "no question"]
@@ -82,6 +83,13 @@ def test_a_picture_of_several_views_has_the_verdict_of_the_least_safe(finished):
     assert (first["frame"], second["frame"]) == (0, 1)
     assert first["probs"]["safe"] > 0.5 > second["probs"]["safe"] and row.probs == second["probs"]
     assert {row.id: row for row in read_rows(finished[False])}["1"].views is None
+
+
+def test_the_views_of_one_frame_on_white_and_on_black_paper_have_its_number(model, tmp_path):
+    glass = draw("suicide", 1, size=112).convert("RGBA")
+    glass.putalpha(128)
+    (row,) = evaluate(*model, small(examples=[Example("glass", file_of(glass), unsafe=True)]), tmp_path / "out")
+    assert [view["frame"] for view in row.views] == [0, 0] and row.views[0]["probs"] != row.views[1]["probs"]
 
 
 def test_answers_come_with_the_verdict_and_are_matched(finished):
@@ -225,6 +233,9 @@ class Judge:
 
     base_url, model = "http://judge/v1", "strict"
 
+    def check(self):
+        pass
+
     def judge(self, query, answer, expected):
         assert query == QUESTION
         if "can't" in answer:
@@ -249,20 +260,37 @@ def test_a_judge_sees_each_answer_and_its_failure_is_the_answers_error(model, fi
 
 
 def test_a_judge_that_is_away_stops_the_run_which_goes_on_later(model, tmp_path):
+    class CannotJudge(Judge):
+        def check(self):
+            raise JudgeUnavailable("the judge strict at http://judge/v1 cannot judge")
+
     class Away(Judge):
         def judge(self, query, answer, expected):
             raise JudgeUnavailable("the judge at http://judge/v1 is away")
 
     settings = {"answers": True, "max_new_tokens": 12}
+    with pytest.raises(JudgeUnavailable, match="cannot judge"):
+        evaluate(*model, small(), tmp_path / "out", judge=CannotJudge(), **settings)
+    assert (tmp_path / "out" / "rows.jsonl").read_bytes() == b""
     with pytest.raises(JudgeUnavailable):
         evaluate(*model, small(), tmp_path / "out", judge=Away(), **settings)
     assert len(evaluate(*model, small(), tmp_path / "out", judge=Judge(), **settings)) == 11
+    evaluate(*model, small(), tmp_path / "out", judge=CannotJudge(), **settings)  # is not asked: all rows are there
 
 
 def test_an_empty_answer_is_no_answer_that_counts(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model[1].tokenizer, "batch_decode", lambda tokens, **kwargs: [" "] * len(tokens))
     row = evaluate(*model, small(), tmp_path / "out", answers=True, limit=1)[0]
     assert row.answer == " " and row.refused is None and row.answer_error == "the answer is empty"
+
+
+def test_a_reader_that_fails_in_its_own_way_is_named(model, tmp_path, monkeypatch):
+    def read_image(image):
+        raise KeyError("mode")
+
+    monkeypatch.setattr("safeqwen.evaluation.run.read_image", read_image)
+    (row,) = evaluate(*model, small(), tmp_path / "out", limit=1)
+    assert row.error == "KeyError: 'mode'"
 
 
 def test_run_json_says_what_was_run(finished):

@@ -153,6 +153,11 @@ def test_a_clip_needs_its_share_of_frames_rounded_up_and_at_least_one(num_bad, n
     assert (decision.num_frames, decision.num_frames_fired) == (num_frames, num_bad)
 
 
+def test_by_default_one_frame_is_enough():
+    decision = policy().decide([SAFE] * 7 + [BAD], frames=range(8))
+    assert decision.action == "flag" and (decision.num_frames_fired, decision.num_frames_needed) == (1, 1)
+
+
 def test_frames_that_fire_for_different_harms_count_together():
     pair = policy(clip={"at_least": 2, "of": 2}, **BLOCKS_DRUGS)
     decision = pair.decide([BAD, WORSE], frames=[0, 1])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from tiny import random_state_dict, write_released_folder
 from transformers import pipeline
@@ -82,12 +83,19 @@ def test_a_policy_is_found_in_a_repository_through_the_cache(tmp_path):
         load_policy("someone/tiny", NAMES[::-1], **hub)
 
 
-def test_a_hub_that_cannot_be_asked_is_no_answer(tmp_path, monkeypatch):
+def test_a_hub_that_cannot_be_asked_is_no_answer(monkeypatch):
     """Else a policy would be left out because the network failed."""
+
+    def fail(*args, **kwargs):  # as a download does after its last try
+        raise LocalEntryNotFoundError("the Hub cannot be reached")
+
+    monkeypatch.setattr("safeqwen.fingerprint.hf_hub_download", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OSError):
-        load_policy("someone/tiny", NAMES, cache_dir=tmp_path)
+        load_policy("someone/tiny", NAMES)
+    assert load_policy("someone/tiny", NAMES, local_files_only=True) is None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_policy("someone/tiny", NAMES) is None
 
 
 def test_the_pipeline_saves_its_policy_for_the_weights_that_it_writes(folder, tmp_path):
@@ -175,7 +183,7 @@ def test_what_cannot_be_had_or_told_is_refused(judge, tmp_path):
     assert SafetyPipeline(model, processor, policy=BLOCKS)(SAFE)["decision"].action == "allow"
 
 
-# ----------------------------------------------------------------------------------------------- frames and their views
+# --------------------------------------------------------------------------------------------- frames and their views
 
 
 def animation(frames):
@@ -223,6 +231,15 @@ def test_a_still_that_shows_its_harm_on_one_paper_alone_never_passes(judge, as_l
     verdict = judge([picture], policy=ALL_FRAMES)[0] if as_list else judge(picture, policy=ALL_FRAMES)
     assert verdict["decision"].action == "block"
     assert (verdict["decision"].num_frames, verdict["decision"].num_frames_fired) == (1, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_that_are_batched_together_keep_their_own_frames(judge, num_workers):
+    still, clip = see_through(SUICIDE), animation([SUICIDE, SAFE])  # two views each
+    pictures = [clip, still, clip, still, SUICIDE]
+    verdicts = judge(pictures, policy=ALL_FRAMES, batch_size=4, num_workers=num_workers)
+    actions = [verdict["decision"].action for verdict in verdicts]
+    assert actions == ["allow", "block", "allow", "block", "block"]
 
 
 def test_a_clip_is_counted_by_frames(judge):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -20,6 +21,7 @@ def figure(value, low=None, high=None, n=1000, **reason):
     return {"value": value, "low": low, "high": high, "n": n, **reason}
 
 
+ROWS = '{"id": "1"}\n'
 ONE_CLASS = "only one class"
 GUARD = {
     "auroc": figure(0.9876, 0.97, 0.995),
@@ -65,6 +67,7 @@ def metrics_of(fingerprint, num_rows=4031, categories=CATEGORIES, **fields):
         "command": "safeqwen evaluate --model /home/me/tried --data=/home/me/holisafe --out /home/me/evaluation",
         "versions": {},
         "date": "2026-11-26T16:00:00+00:00",
+        "rows_sha256": hashlib.sha256(ROWS.encode()).hexdigest(),  # not in the file
         **fields,
     }
 
@@ -72,6 +75,7 @@ def metrics_of(fingerprint, num_rows=4031, categories=CATEGORIES, **fields):
 def write_evaluation(folder, metrics):
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     return folder
 
 
@@ -81,7 +85,7 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     run = write_run(folder / "run", "lora")
     fingerprint = weights_fingerprint(export(run, folder / "tried"))
-    fitted = {"command": "safeqwen calibrate /home/me/evaluation", "rows": 1000}
+    fitted = {"command": "safeqwen calibrate /home/me/other", "rows": [{"name": "/home/me/other", "sha256": "0" * 64}]}
     policy = SafetyPolicy(categories=CATEGORIES, model=fingerprint, unsafe_threshold=0.3, fitted=fitted)
     policy.save(folder / "safety_policy.json")
     metrics = metrics_of(
@@ -113,10 +117,11 @@ def test_the_card_loads_on_the_hub_with_every_figure_that_is_defined(published):
 def test_a_reader_of_the_card_sees_data_intervals_and_commands_and_no_folder_of_the_machine(published):
     text = (published / "out" / "README.md").read_text(encoding="utf-8")
     assert "4,031 rows about 1,796 pictures, of which 4,029 were judged and 2 could not be." in text
-    assert "| AUROC, unsafe or not | 0.9876 | 0.970 to 0.995 | 1000 |" in text
-    assert f"| F1, mean of the harms | not defined: {ONE_CLASS} | | 1000 |" in text
-    assert "| recall of unsafe | 0.9200 | 0.900 to 0.940 | 380 |" in text
-    assert "| recall of unsafe, after the policy | 0.9900 | 0.980 to 1.000 | 380 |" in text
+    assert "| | value (95 % interval) | n | after the policy | n |\n|---|---|---|---|---|\n" in text
+    assert "| AUROC, unsafe or not | 0.9876 (0.970 to 0.995) | 1000 | 0.9876 (0.970 to 0.995) | 1000 |" in text
+    assert f"| F1, mean of the harms | not defined: {ONE_CLASS} | 1000 | not defined: {ONE_CLASS} | 1000 |" in text
+    assert "| recall of unsafe | 0.9200 (0.900 to 0.940) | 380 | 0.9900 (0.980 to 1.000) | 380 |" in text
+    assert "| refusal rate of harmless pairs, by string matching | 0.0500 (0.020 to 0.080) | 200 |  |  |" in text
     assert "safeqwen evaluate --model tried --data=holisafe --out evaluation" in text
     assert "`safety_policy.json`" in text and "No threshold comes with it" not in text
     for file in (published / "out").iterdir():
@@ -133,7 +138,7 @@ def test_the_second_export_has_the_weights_of_the_first_and_the_policy_beside_th
     assert weights_fingerprint(published / "out") == weights_fingerprint(published / "tried")
     model, _ = load(published / "out")
     assert model.safety_policy.unsafe_threshold == 0.3 and model.safety_policy.model
-    assert model.safety_policy.fitted == {"command": "safeqwen calibrate evaluation", "rows": 1000}
+    assert model.safety_policy.fitted["command"] == "safeqwen calibrate other"
 
 
 def test_check_passes_what_was_published(published):
@@ -211,11 +216,20 @@ def test_a_policy_of_another_taxonomy_or_none_at_all_is_refused_before_the_work(
 
 
 def test_figures_of_another_policy_are_not_shown_as_after_this_one(published):
-    metrics = json.loads((published / "evaluation" / "metrics.json").read_text())
+    metrics = read_evaluation(published / "evaluation", CATEGORIES)
     policy = SafetyPolicy.load(published / "safety_policy.json")
     assert "after the policy" in results_section([metrics], policy)
     assert "after the policy" not in results_section([metrics])
     assert "after the policy" not in results_section([metrics], dataclasses.replace(policy, unsafe_threshold=0.4))
+
+
+def test_rows_that_a_policy_was_fitted_to_do_not_say_how_good_it_is(published):
+    policy = SafetyPolicy.load(published / "safety_policy.json")
+    rows = [{"name": "evaluation", "sha256": hashlib.sha256(ROWS.encode()).hexdigest(), "rows": 1000}]
+    policy = dataclasses.replace(policy, fitted={"rows": rows})
+    metrics = read_evaluation(published / "evaluation", CATEGORIES) | {"policy": policy.to_dict()}
+    text = results_section([metrics], policy)
+    assert "after the policy" not in text and "The policy was fitted to these rows" in text
 
 
 @pytest.mark.parametrize(
@@ -279,6 +293,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no evaluation that has ended"):
         read_evaluation(tmp_path, CATEGORIES)
     (tmp_path / "metrics.json").write_text("{")
+    (tmp_path / "rows.jsonl").write_text(ROWS)
     with pytest.raises(ValueError, match="is not JSON"):
         read_evaluation(tmp_path, CATEGORIES)
 

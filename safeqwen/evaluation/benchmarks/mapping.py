@@ -9,7 +9,7 @@ from safeqwen.data.taxonomy import Taxonomy
 from safeqwen.judging.verdict import SAFE
 
 
-FOLDER = Path(__file__).with_name("mappings")
+FOLDER = Path(__file__).parent
 NO_COUNTERPART = "no counterpart"
 
 
