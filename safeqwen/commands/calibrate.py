@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from safeqwen.commands.terminal import prepare_streams, printable, say
+from safeqwen.evaluation import INSTALL
 from safeqwen.evaluation.rows import read_rows
 from safeqwen.files import write_json
 from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
@@ -23,7 +24,7 @@ def run(args):
     """Runs `safeqwen calibrate` with the arguments of `safeqwen_cli`, and returns its exit code."""
     prepare_streams()
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
-        say(f'{" and ".join(missing)} is missing: pip install "safeqwen[evaluate]"')
+        say(f"{' and '.join(missing)} is missing: {INSTALL}")
         return 2
     from safeqwen.judging.calibrate import calibrate
 

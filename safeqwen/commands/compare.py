@@ -3,10 +3,11 @@
 import sys
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.evaluation import INSTALL
 from safeqwen.files import write_json
 
 
-EXTRA = 'comparing needs packages that are not installed: pip install "safeqwen[evaluate]"'
+EXTRA = f"comparing needs packages that are not installed: {INSTALL}"
 SHOWN_ROWS = 20  # that differ; --out has all
 
 

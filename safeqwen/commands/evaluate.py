@@ -8,6 +8,7 @@ from time import monotonic
 import transformers
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.evaluation import INSTALL
 from safeqwen.evaluation.answers import EndpointJudge, JudgeUnavailable
 from safeqwen.evaluation.records import write_records
 from safeqwen.evaluation.run import evaluate
@@ -67,7 +68,7 @@ def _evaluate(args):
     except ModuleNotFoundError as error:
         if error.name.startswith("safeqwen"):
             raise
-        raise ImportError(f'evaluations need {error.name}: pip install "safeqwen[evaluate]"') from error
+        raise ImportError(f"evaluations need {error.name}: {INSTALL}") from error
     is_demo = args.model == "demo" and not Path("demo").exists()
     source = DEMO_CHECKPOINT if is_demo else args.model
     if is_demo:

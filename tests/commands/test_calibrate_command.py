@@ -147,9 +147,7 @@ def test_a_share_that_is_none_is_wrong_usage(evaluation, tmp_path, name, value, 
 
 def test_a_library_that_is_missing_is_named_with_the_way_to_install_it(evaluation, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert 'sklearn and torchmetrics is missing: pip install "safeqwen[evaluate]"' in refused(
-        capsys, tmp_path, evaluation
-    )
+    assert 'sklearn and torchmetrics is missing: pip install -e ".[evaluate]"' in refused(capsys, tmp_path, evaluation)
 
 
 def test_the_help_names_the_operating_points_that_there_are():

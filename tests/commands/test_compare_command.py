@@ -64,4 +64,4 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("safeqwen.evaluation.")]:
         monkeypatch.delitem(sys.modules, module)
     assert main(["compare", "a", "b"]) == 2
-    assert 'pip install "safeqwen[evaluate]"' in capsys.readouterr().err
+    assert 'pip install -e ".[evaluate]"' in capsys.readouterr().err

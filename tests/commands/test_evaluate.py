@@ -158,7 +158,7 @@ def test_a_missing_library_is_named_with_what_to_install(data, tmp_path, capsys,
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert evaluate(data, tmp_path / "out") == 2
-    assert 'evaluations need matplotlib: pip install "safeqwen[evaluate]"' in capsys.readouterr().err
+    assert 'evaluations need matplotlib: pip install -e ".[evaluate]"' in capsys.readouterr().err
 
 
 def test_a_judge_that_is_away_exits_with_2_and_can_be_gone_on_with(data, tmp_path, capsys, monkeypatch, no_page):

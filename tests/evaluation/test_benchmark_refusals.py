@@ -339,7 +339,7 @@ def test_splits_that_are_not_there_are_refused(tmp_path):
 def test_a_missing_library_is_told_with_its_remedy(monkeypatch, tmp_path):
     data = with_pictures(UNSAFEBENCH_ROWS)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'need the library datasets: pip install "safeqwen\[evaluate\]"'):
+    with pytest.raises(ImportError, match=r'need the library datasets: pip install -e "\.\[evaluate\]"'):
         load("unsafebench", data)
     assert len(load("holisafe-bench", write_holisafe(tmp_path)).examples) == 5
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safeqwen.data.sources import BadRow, Cell, raw_rows, read_text
+from safeqwen.evaluation import INSTALL
 
 
 IMAGE = "image"  # the column of pictures in a dataset
@@ -165,9 +166,7 @@ def dataset_table(data, title, *, default, split=None):
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
-            f'{title}: rows of a dataset need the library datasets: pip install "safeqwen[evaluate]"'
-        ) from error
+        raise ImportError(f"{title}: rows of a dataset need the library datasets: {INSTALL}") from error
     wanted, name = split or default, data if isinstance(data, Path) else type(data).__name__
     try:
         if isinstance(data, Path):
