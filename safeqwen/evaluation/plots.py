@@ -295,13 +295,15 @@ def _per_category(guard):
         places = np.arange(len(shown))
         bars = axes.barh(places, values, color=theme["first"], edgecolor=theme["first"], height=0.65)
         for place, bar, each in zip(places, bars, shown.values()):
-            if each["low"] is None:  # must not look as sure as the others
+            if each["low"] == each["high"]:  # none, or all resamples agree: it must not look as sure as the others
                 bar.set(facecolor=theme["ground"], hatch="///")
             else:
                 axes.plot([each["low"], each["high"]], [place] * 2, color=theme["ink"], linewidth=1.5)
         words = [f"{title_of(category)} ({figures[category]['support']:,})" for category in shown]
         axes.set_yticks(places, words)
-        axes.set(xlim=(0, 1), xlabel="F1 and its 95 % interval\n(hatched: too few pictures for an interval)")
+        axes.set(
+            xlim=(0, 1), xlabel="F1 and its 95 % interval\n(hatched: no interval, or none that says how sure it is)"
+        )
         axes.invert_yaxis()
         axes.grid(True, axis="x")
 

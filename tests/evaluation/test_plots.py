@@ -167,10 +167,11 @@ def test_a_verdict_that_is_not_finite_is_not_drawn(rows, metrics):
 def test_a_bar_without_an_interval_does_not_look_sure(metrics):
     drugs = metrics["guard"]["per_category"]["drugs"]
     unsure = {**drugs, "f1": {**drugs["f1"], "low": None, "high": None}}
-    guard = {**metrics["guard"], "per_category": {"drugs": drugs, "weapons": unsure}}
+    agreed = {**drugs, "f1": {**drugs["f1"], "value": 1.0, "low": 1.0, "high": 1.0}}
+    guard = {**metrics["guard"], "per_category": {"drugs": drugs, "weapons": unsure, "safe": agreed}}
     plot = next(plot for plot in make_plots([], {**metrics, "guard": guard}) if plot.name == "per-category")
     axes = plot.figure("light").axes[0]
-    assert [bar.get_hatch() for bar in axes.patches] == [None, "///"] and len(axes.lines) == 1
+    assert [bar.get_hatch() for bar in axes.patches] == [None, "///", "///"] and len(axes.lines) == 1
 
 
 def test_a_category_with_signs_of_mathematics_is_drawn_as_it_is_written(rows, metrics):
