@@ -35,7 +35,7 @@ from tools.demo.holisafe_questions import SAFE, SAFE_ABOUT_THINGS, UNSAFE, UNSAF
 from tools.demo.pictograms import HELD_OUT_BACKGROUND, HELD_OUT_LINE_STYLE, draw, subject
 
 
-SHARES = {"SSS": 0.2, "SSU": 0.18, "SUU": 0.24, "USU": 0.18, "UUU": 0.2}  # HoliSafe's five are about equally frequent
+SHARES = {"SSS": 0.2, "SSU": 0.18, "SUU": 0.24, "USU": 0.18, "UUU": 0.2}  # our choice: enough of each
 ROWS_PER_PICTURE = 4031 / 1796  # HoliSafe-Bench's
 FIRST_SEED = 2_000_000  # held out, and apart from what draw_dataset is told to draw for evaluation
 SEEDS_PER_BENCHMARK = 100_000
