@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safeqwen.loading import weights_fingerprint
+from safeqwen.fingerprint import weights_fingerprint
 
 
 TENSORS = {

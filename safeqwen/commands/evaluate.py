@@ -13,10 +13,12 @@ from safeqwen.evaluation.answers import EndpointJudge, JudgeUnavailable
 from safeqwen.evaluation.records import write_records
 from safeqwen.evaluation.run import evaluate
 from safeqwen.files import write_json
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
+from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE
-from safeqwen.loading import DEMO_CHECKPOINT, load, weights_fingerprint
+from safeqwen.loading import DEMO_CHECKPOINT
 
 
 GUARD_ROWS = {
@@ -60,6 +62,7 @@ def run(args):
 
 def _evaluate(args):
     _check(args)
+    command = shlex.join(["safeqwen", "evaluate", *args.arguments[1:]])
     try:  # before hours of work, not after
         from safeqwen.evaluation.benchmarks import load_benchmark
         from safeqwen.evaluation.metrics import evaluation_metrics
@@ -95,12 +98,14 @@ def _evaluate(args):
         max_pixels=args.max_pixels,
         limit=args.limit,
         source=source,
-        command=shlex.join(["safeqwen", "evaluate", *args.arguments[1:]]),
+        command=command,
         progress=Progress(sys.stderr),
     )
 
     say("the figures and their intervals take up to a minute")
-    metrics = evaluation_metrics(args.out, policy)
+    metrics = evaluation_metrics(args.out, policy, command)
+    if metrics["policy_was_fitted_to_these_rows"]:
+        say("the policy was fitted to these very rows: figures after it look better than on new ones")
     write_json(args.out / "metrics.json", metrics)
     write_plots(rows, metrics, args.out)
     page = write_report(args.out, rows, metrics, benchmark.root, benchmark.examples)

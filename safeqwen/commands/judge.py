@@ -10,12 +10,14 @@ import transformers
 from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Prompt, answer
 from safeqwen.judging.decision import Decision
 from safeqwen.judging.engine import Engine
+from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
-from safeqwen.loading import DEMO_CHECKPOINT, load, weights_fingerprint
+from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 
 

@@ -184,14 +184,14 @@ def take_verdicts(rows, categories, *, policy=None, threshold=0.5):
     counted = sorted((row for row in rows if why_not_counted(row) is None), key=lambda row: row.id)
     labels = np.array([_label(row, categories) for row in counted], dtype=int)
     probs = np.array([_probabilities(row.probs, row, categories) for row in counted]).reshape(-1, len(categories))
-    if policy is None:
-        flagged = unsafe_probability(probs, categories) >= threshold
-    else:
+    # In float32, as the model gives them and `generate` and policies compare them: so the same pictures tie.
+    scores = unsafe_probability(probs.astype(np.float32), categories).astype(float)
+    flagged = scores >= threshold
+    if policy is not None:
+        scores = policy.unsafe_score(probs)
         flagged = np.array([_would_act(policy, row, categories) for row in counted], dtype=bool)
-        probs = np.asarray(policy.calibrated(probs), dtype=float)
-        if not np.isfinite(probs).all():
-            raise ValueError("the policy made probabilities that are not finite")
-    unsafe, scores = np.array([row.unsafe for row in counted], dtype=bool), unsafe_probability(probs, categories)
+        probs = policy.calibrated(probs)
+    unsafe = np.array([row.unsafe for row in counted], dtype=bool)
     return Verdicts(counted, unsafe, labels, probs, scores, flagged, categories.index(SAFE))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safeqwen.evaluation.answer_metrics import answer_metrics, group_by, why_no_answer
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import guard_metrics, why_not_counted
-from safeqwen.evaluation.rows import read_rows
+from safeqwen.evaluation.rows import read_rows, rows_digest
 from safeqwen.provenance import package_versions
 
 
@@ -20,13 +20,14 @@ OF_RUN = ("benchmark", "model", "model_fingerprint", "categories", "command", "v
 __all__ = ["answer_metrics", "evaluation_metrics", "guard_metrics"]
 
 
-def evaluation_metrics(folder, policy=None):
+def evaluation_metrics(folder, policy=None, command=None):
     """
     Everything that `metrics.json` holds, from `rows.jsonl` and `run.json` of an evaluation's folder.
 
     Args:
         folder (`str` or `Path`): that `safeqwen evaluate` wrote to.
         policy ([`SafetyPolicy`], *optional*): gives `guard_after_policy` beside `guard`.
+        command (`str`, *optional*): the command line, where it is not that of run.json.
 
     Returns:
         `dict`: see docs/evaluation.md. The same files give the same `dict`.
@@ -66,7 +67,8 @@ def evaluation_metrics(folder, policy=None):
         "guard_after_policy": guard_metrics(rows, categories, policy=policy) if counted and policy else None,
         "answers": answer_metrics(rows) if answered else None,
         "policy": None if policy is None else policy.to_dict(),
-        "command": run["command"],
+        "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(rows_digest(folder)),
+        "command": command or run["command"],
         "versions": run["versions"] | package_versions(["numpy", "scikit-learn", "torchmetrics"]),
         "date": run["date"],
     }

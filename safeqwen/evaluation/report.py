@@ -84,7 +84,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
         guard_figures=GUARD_FIGURES,
         category_figures=CATEGORY_FIGURES,
         answers=_answer_tables(metrics["answers"]),
-        policy=_policy_facts(metrics["policy"]),
+        policy=_policy_facts(metrics["policy"], metrics["policy_was_fitted_to_these_rows"]),
         plots=[_embedded(plot) for plot in make_plots(rows, metrics)],
         errors=failed[:NUM_ERRORS_SHOWN],
         num_errors=len(failed),
@@ -254,12 +254,13 @@ def _answer_tables(answers):
     return tables
 
 
-def _policy_facts(policy):
+def _policy_facts(policy, was_fitted_to_these_rows):
     """What the policy says, `[(term, value)]`; empty without one."""
     if policy is None:
         return []
     thresholds = policy["category_thresholds"].items()
     pairs = [
+        ("Careful", "It was fitted to these very rows: on new ones it does worse." * was_fitted_to_these_rows),
         ("Mode", policy["mode"]),
         ("Temperature", f"{policy['temperature']:.4g}"),
         ("Threshold of unsafe", f"{policy['unsafe_threshold']:.4g} of the calibrated score"),

@@ -5,6 +5,7 @@ fields are those of [`Row`], in their order; the lines have the order of the ben
 """
 
 import difflib
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -137,6 +138,11 @@ class RowsFile:
         data = memoryview(line + b"\n")
         while data:
             data = data[self._file.write(data) :]
+
+
+def rows_digest(folder):
+    """Returns the sha256 (`str`) of a folder's `rows.jsonl`, by which a policy says what it was fitted to."""
+    return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
 
 
 def read_rows(path):

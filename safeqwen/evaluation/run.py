@@ -22,10 +22,11 @@ from pathlib import Path
 from safeqwen.evaluation.answers import refused
 from safeqwen.evaluation.rows import FILE, LOCK, Example, Row, RowsFile, read_rows
 from safeqwen.files import write_json
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Answered, Prompt, answer
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.verdict import worst_frame
-from safeqwen.loading import DEMO_CHECKPOINT, weights_fingerprint
+from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import frame_numbers, read_image
 from safeqwen.provenance import git_commit, package_versions
 

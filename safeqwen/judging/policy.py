@@ -40,7 +40,7 @@ class SafetyPolicy:
     Args:
         categories (`list[str]`): of the model, in its order. One of them is "safe", none is "unsafe".
         model (`str`, *optional*): fingerprint of the weights that the policy was fitted to
-            ([`safeqwen.loading.weights_fingerprint`]). `None`: it goes with any weights of these categories.
+            ([`safeqwen.fingerprint.weights_fingerprint`]). `None`: it goes with any weights of these categories.
         mode (`str`, defaults to "enforce"): "shadow" says what would be done, and always allows.
         temperature (`float` above 0, defaults to 1): divides the log-odds of the unsafe probability u, so that
             u' = sigmoid(logit(u) / temperature). The harms keep their shares of it.
@@ -57,7 +57,7 @@ class SafetyPolicy:
             allowed, in rising order.
         clip (`dict[str, int]`): `{"at_least": k, "of": n}`: a clip of m frames needs at least ceil(m * k / n) frames
             on which a rule fires. By default 1 of 100, so that one is enough, up to 100 frames.
-        fitted (`dict`, *optional*): what the policy was fitted to, for the record; nothing reads it.
+        fitted (`dict`, *optional*): what the policy was fitted to, for the record; `was_fitted_to` looks it up.
         version (`int`): of the file's format.
 
     Raises:
@@ -211,6 +211,10 @@ class SafetyPolicy:
                 f"the policy was fitted to the weights {self.model[:12]}..., but these are {fingerprint[:12]}...: fit "
                 "one to these with safeqwen calibrate, or set its model to null if you know that it holds for them"
             )
+
+    def was_fitted_to(self, rows_sha256):
+        """Returns whether it was fitted to the rows (`bool`) of a file with this sha256: they flatter it then."""
+        return rows_sha256 in [rows.get("sha256") for rows in (self.fitted or {}).get("rows", [])]
 
     # -------------------------------------------------------------------------------------------------------- deciding
 

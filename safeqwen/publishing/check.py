@@ -23,12 +23,13 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
-from safeqwen.loading import refuse_two_saves, weights_fingerprint
+from safeqwen.loading import refuse_two_saves
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt, prompt_ids
 from safeqwen.publishing.evaluations import check_weights_of, eval_results

@@ -4,7 +4,6 @@ An evaluation belongs to the weights that it was made of, whose fingerprint its 
 these weights or not at all.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from safeqwen.evaluation.rows import rows_digest
 
-METRICS, ROWS = "metrics.json", "rows.jsonl"
+
+METRICS = "metrics.json"
 REQUIRED = ("benchmark", "model", "counts", "guard", "answers", "policy", "command")
 # Figure of metrics.json -> the Hub's name of the metric (hf.co/metrics; ours where it has none), and words for it.
 GUARD_FIGURES = {
@@ -52,7 +53,7 @@ def read_evaluation(folder, categories):
     """
     file = Path(folder) / METRICS
     try:
-        rows_sha256 = hashlib.sha256((Path(folder) / ROWS).read_bytes()).hexdigest()
+        rows_sha256 = rows_digest(folder)
         metrics = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise ValueError(
@@ -133,12 +134,11 @@ def results_section(evaluations, policy=None):
     for metrics in evaluations:
         counts, after, about = metrics["counts"], {}, ""
         if policy is not None and metrics["policy"] == policy.to_dict():
-            if metrics["rows_sha256"] in [rows.get("sha256") for rows in (policy.fitted or {}).get("rows", [])]:
+            if policy.was_fitted_to(metrics["rows_sha256"]):
                 about = "\n\nThe policy was fitted to these rows, so that they cannot say how good it is. "
                 about += "`safety_policy.json` has what its held-out pictures gave, under `fitted`."
             else:
                 after = metrics.get("guard_after_policy") or {}
-                about = "\n\nAfter the policy: the same command with `--policy safety_policy.json`." if after else ""
         lines = [f"| | value (95 % interval) | n |{' after the policy | n |' * bool(after)}"]
         lines.append("|---" * (lines[0].count("|") - 1) + "|")
         for task, key, name, _, figure in _figures(metrics):

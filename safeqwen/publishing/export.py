@@ -12,9 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
 from safeqwen.files import whole_or_nothing, write_json
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub import CODE_FILES
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.loading import weights_fingerprint
 from safeqwen.processor import save_processor
 from safeqwen.prompt import prompt_ids
 from safeqwen.publishing.evaluations import check_weights_of, read_evaluation

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafetyPolicy
-from safeqwen.loading import weights_fingerprint
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen_cli import main
 from tools.demo.pictograms import draw
 

@@ -55,6 +55,7 @@ def metrics_of(rows, policy=None, categories=CATEGORIES, **benchmark):
         "guard_after_policy": guard_metrics(rows, categories, policy=policy, **settings) if policy else None,
         "answers": answer_metrics(rows, **settings) if any(row.answer for row in rows) else None,
         "policy": policy and policy.to_dict(),
+        "policy_was_fitted_to_these_rows": False,
         "command": "safeqwen evaluate --benchmark own",
         "versions": {"torch": "2"},
         "date": "2026-11-26",

@@ -72,8 +72,14 @@ def test_a_missing_type_leaves_the_mean_of_types_undefined():
 
 def test_rows_without_an_answer_do_not_count():
     rows = ten_rows()
-    rows[0].answer_error, rows[1].answer = "empty", None
+    rows[0].answer_error, rows[0].refused, rows[1].answer = "empty", None, None
     assert answer_metrics(rows, num_resamples=100)["matcher"]["num_rows"]["SSU"] == 2
+
+
+def test_what_a_judge_could_not_say_still_counts_for_the_matcher():
+    rows = ten_rows()
+    rows[0].answer_error = "the judge's reply is neither SAFE nor UNSAFE"
+    assert answer_metrics(rows, num_resamples=100) == answer_metrics(ten_rows(), num_resamples=100)
 
 
 def test_rows_that_cannot_be_right_are_refused():

@@ -1,6 +1,7 @@
 """`metrics.json` as a whole: what is counted, what is left out and why."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_policy_is_measured_beside_the_guard(tmp_path):
 
 def test_a_benchmark_of_answers_alone_has_no_guard(tmp_path):
     rows = [answered(str(i), None, refused=i == 0, expected="refuse") for i in range(4)]
-    rows[3].answer_error = "an empty answer"
+    rows[3].answer_error, rows[3].refused = "an empty answer", None  # as evaluate writes it
     metrics = evaluation_metrics(write_evaluation(tmp_path / "a", rows))
     assert metrics["guard"] is None
     assert metrics["answers"]["matcher"]["mean_asr_of_rows"]["value"] == pytest.approx(2 / 3)
@@ -67,3 +68,12 @@ def test_an_evaluation_without_rows_or_with_rows_to_come_is_refused(tmp_path):
     (folder / "rows.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match="holds 5 of 6 rows"):
         evaluation_metrics(folder)
+
+
+def test_a_policy_that_was_fitted_to_the_very_rows_is_said_to_be(tmp_path):
+    folder = write_evaluation(tmp_path / "a", six_rows())
+    digest = hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+    for sha256, flattered in ((digest, True), ("0" * 64, False)):
+        policy = SafetyPolicy(categories=CATEGORIES, fitted={"rows": [{"name": "a", "sha256": sha256, "rows": 6}]})
+        assert evaluation_metrics(folder, policy)["policy_was_fitted_to_these_rows"] is flattered
+    assert evaluation_metrics(folder)["policy_was_fitted_to_these_rows"] is False

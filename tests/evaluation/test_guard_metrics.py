@@ -164,6 +164,16 @@ def test_rows_without_a_digest_are_pictures_of_their_own():
     assert take_verdicts(rows, CATEGORIES).pictures == [f"row {id}" for id in "abcdef"]
 
 
+def test_pictures_that_tie_before_a_temperature_tie_after_it():
+    safe = [1e-9, 1e-10, 2**-24, 0.4, 0.4 + 1e-9, 1 - 2**-24, 1 - 2**-23]  # float32's 1 - p(safe): 1, 1, ..., 2**-23
+    rows = [judged(str(i), [p, (1 - p), 0], None, unsafe=i in (1, 2, 4, 6)) for i, p in enumerate(safe)]
+    before = take_verdicts(rows, CATEGORIES).scores
+    for temperature in (0.5, 3.0):
+        policy = SafetyPolicy(categories=CATEGORIES, temperature=temperature)
+        after = take_verdicts(rows, CATEGORIES, policy=policy).scores
+        assert np.array_equal(np.sign(before[:, None] - before), np.sign(after[:, None] - after))
+
+
 def test_temperature_moves_calibration_and_no_rank(two_hundred):
     policy = SafetyPolicy(categories=CATEGORIES, temperature=2.0)
     before = guard_metrics(two_hundred, CATEGORIES, num_resamples=100)

@@ -33,7 +33,7 @@ def figures(rows, metrics):
 
 @pytest.fixture(scope="module")
 def labels_and_scores(rows):
-    return np.array([row.unsafe for row in rows]), np.array([1 - row.probs["safe"] for row in rows])
+    return np.array([row.unsafe for row in rows]), (1 - np.float32([row.probs["safe"] for row in rows])).astype(float)
 
 
 def test_every_plot_is_a_picture_of_sensible_size_for_light_and_dark(rows, metrics, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from test_export import CATEGORIES, write_run
 
+from safeqwen.fingerprint import weights_fingerprint
+from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.loading import load, weights_fingerprint
 from safeqwen.publishing.check import check
 from safeqwen.publishing.evaluations import eval_results, read_evaluation, results_section
 from safeqwen.publishing.export import export
