@@ -1,5 +1,6 @@
 """The code of README.md and docs/ runs as it stands there; links lead somewhere; the table is the taxonomy."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -165,3 +166,15 @@ def test_the_front_matter_is_a_model_cards():
     assert front_matter["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert front_matter["library_name"] == "transformers"
     assert front_matter["pipeline_tag"] == "image-text-to-text"
+
+
+def test_the_table_of_the_demos_figures_is_that_of_its_metrics():
+    metrics = json.loads((ROOT / "docs" / "pictograms" / "metrics.json").read_text(encoding="utf-8"))
+    rows = re.findall(
+        r"^\| .+? \| `([\w.]+)` \| (.+) \| (.+) \| ([\d,]+) \|$", TEXTS["docs/pictograms.md"], re.MULTILINE
+    )
+    assert len(rows) == 20
+    for key, value, interval, n in rows:
+        figure = functools.reduce(dict.__getitem__, key.split("."), metrics)
+        assert value == f"{figure['value']:.3f}" and n == f"{figure['n']:,}"
+        assert interval == f"{figure['low']:.3f} to {figure['high']:.3f}"

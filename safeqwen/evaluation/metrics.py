@@ -59,7 +59,7 @@ def evaluation_metrics(folder, policy=None, command=None):
             "without_counterpart": Counter(
                 row.their_category for row in rows if row.unsafe and row.category is None and row.their_category
             ),
-            "by_type": Counter(row.type for row in rows if row.type is not None),
+            "by_type": Counter(sorted(row.type for row in rows if row.type is not None)),
             "excluded": by_reason((row.id, why_not_counted(row)) for row in rows),
             "excluded_answers": by_reason((row.id, why_no_answer(row, by)) for row in rows) if asked else {},
         },
