@@ -308,14 +308,13 @@ def _clip_rule(policy, clips, target):
 
     steps = range(1, CLIP_STEPS + 1)
     fewest = bisect_left(steps, -target, key=lambda at_least: -false_positive_rate(at_least)) + 1
-    notes = []
-    if fewest > CLIP_STEPS:
-        fewest = CLIP_STEPS
-        notes.append(
-            f"clips: even if all frames must fire, {false_positive_rate(fewest):.2%} of the safe clips to fit to are "
-            f"flagged, more than {target:.2%}"
-        )
-    return {"at_least": fewest, "of": CLIP_STEPS}, notes
+    if fewest > CLIP_STEPS:  # then a rule that misses unsafe clips would buy nothing
+        return policy.clip, [
+            f"clips: even if all frames must fire, {false_positive_rate(CLIP_STEPS):.2%} of the safe clips to fit to "
+            f"are flagged, more than {target:.2%}: the rule for clips stays at_least {policy.clip['at_least']} of "
+            f"{policy.clip['of']}"
+        ]
+    return {"at_least": fewest, "of": CLIP_STEPS}, []
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

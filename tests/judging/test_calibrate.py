@@ -240,11 +240,14 @@ def test_the_rule_for_clips_takes_the_fewest_frames_that_keep_the_rate():
     assert rates["policy"]["false_positive_rate"]["value"] == 0 and rates["policy"]["recall"]["value"] == 1
 
 
-def test_clips_that_always_fire_are_said_to_miss_the_rate():
+def test_safe_clips_that_always_fire_leave_the_rule_as_it_is_and_are_said_to_miss_the_rate():
+    """The next rule, all frames, would let pass an unsafe clip with one harmless frame, and gain nothing."""
     safe = [clip(i, False, [0.99] * 4) for i in range(40)]
     found = calibrate([*draw_rows(), *safe], CATEGORIES, max_fpr=0.1)
-    assert found.policy.clip == {"at_least": 100, "of": 100}
+    assert found.policy.clip == {"at_least": 1, "of": 100}
     assert any("even if all frames must fire, 100.00%" in note for note in found.notes)
+    views = [[0.01, 0.99, 0.0]] * 3 + [[0.99, 0.01, 0.0]]
+    assert found.policy.decide(views, range(4)).flagged
 
 
 def test_clips_do_not_move_the_threshold_of_stills():
