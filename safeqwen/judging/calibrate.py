@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torchmetrics.functional.classification import binary_calibration_error
 
 from safeqwen.judging.decision import ACTIONS, UNSAFE
-from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.policy import ANY_FRAME, SafetyPolicy
 from safeqwen.judging.thresholds import (
     OPERATING_POINTS,
     fit_temperature,
@@ -168,6 +168,13 @@ def calibrate(
     clip, clip_notes = _clip_rule(policy, clips, flagged.mean() if max_fpr is None else max_fpr)
     notes += clip_notes
     policy = replace(policy, clip=clip)
+    if base.model not in (None, fingerprint):
+        kept = [name for name, value in base.category_thresholds.items() if policy.category_thresholds[name] == value]
+        kept = [f"the threshold of {name}" for name in kept if name not in allowed]
+        kept += ["the temperature"] * (policy.temperature == base.temperature != 1)
+        kept += ["the rule for clips"] * (policy.clip == base.clip != ANY_FRAME)
+        if kept:
+            notes.append(f"kept as they were fitted to other weights ({base.model[:12]}...): {', '.join(kept)}")
     fitted = {
         "pictures": {"fit": _counts(fit), "held_out": _counts(held), "rows_left_out": excluded},
         "split": {"by": "image_sha256, one row a picture", "held_out": held_out, "seed": seed},
