@@ -54,7 +54,7 @@ def test_a_policy_is_loaded_with_its_weights(folder, judge):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "0" * 64}, "fitted to the weights 000000000000"),
+        ({"model": "0" * 64}, "fitted to the weights 000000000000.*move it out first"),
         ({"categories": ["safe", "suicide"], "groups": {}}, "another taxonomy"),
     ],
 )
