@@ -209,7 +209,7 @@ class SafetyPolicy:
         if None not in (fingerprint, self.model) and fingerprint != self.model:
             raise ValueError(
                 f"the policy was fitted to the weights {self.model[:12]}..., but these are {fingerprint[:12]}...: fit "
-                "one to these with safeqwen calibrate (a folder that holds this one is not loaded: move it out first), "
+                "one to these with safeqwen calibrate (a folder with this one is not loaded: move it out first), "
                 "or set its model to null if you know that it holds for them"
             )
 
