@@ -123,7 +123,7 @@ kind is at most this. Without it the threshold is that of an operating point, wh
                   unsafe pictures
   balanced        the largest difference of recall and false-positive rate (Youden's J)
   high_recall     the lowest false-positive rate among the thresholds with a recall of at least 95 %
-docs/policies.md says how to choose.
+docs/calibration.md says how to choose.
 """
 CALIBRATE_EXIT_CODES = """\
 exit codes: 0 the policy was written; 2 it was not: wrong usage, rows of several models, too few rows (how many are

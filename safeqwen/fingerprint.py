@@ -66,7 +66,7 @@ def hub_file(path_or_repo, name, **hub):
     """
     if Path(path_or_repo).is_dir():
         file = Path(path_or_repo) / name
-        return file if file.is_file() else None
+        return file if file.is_file() or file.is_symlink() else None  # a broken link is read, and fails
     try:
         return Path(hf_hub_download(str(path_or_repo), name, **hub))
     except LocalEntryNotFoundError:

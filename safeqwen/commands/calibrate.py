@@ -37,6 +37,8 @@ def run(args):
             raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
         rows, sources, fingerprint, categories = _read(args.rows)
         base = None if args.policy is None else SafetyPolicy.load(args.policy, categories)
+        if base is not None and args.max_fpr is not None:
+            _refuse_fitted_order(base, sources)
         calibration = calibrate(
             rows,
             categories,
@@ -94,6 +96,18 @@ def _read(paths):
             what = "weights" if categories == models[Path(first)][1] else "categories"
             raise ValueError(f"{path} and {first} are of different {what}: a policy is fitted to one model")
     return all_rows, sources, *models[Path(first)]
+
+
+def _refuse_fitted_order(base, sources):
+    """Refuses a promise where a temperature that is kept has ordered the pictures by their own labels."""
+    allowed = "allow" in base.actions.values()
+    seen = [source["name"] for source in sources if base.was_fitted_to(source["sha256"])]
+    if allowed and base.temperature != 1 and seen:
+        raise ValueError(
+            f"the policy to start from allows categories, so its temperature {base.temperature:.4g} is kept, and it "
+            f"was fitted to {', '.join(seen)}: nothing can be promised with the same rows; set its temperature to 1, "
+            "or take other rows"
+        )
 
 
 def _command(args):

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torchmetrics.functional.classification import binary_calibration_error
 
 from safeqwen.judging.decision import ACTIONS, UNSAFE
-from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.policy import ANY_FRAME, SafetyPolicy
 from safeqwen.judging.thresholds import (
     OPERATING_POINTS,
     fit_temperature,
@@ -168,6 +168,13 @@ def calibrate(
     clip, clip_notes = _clip_rule(policy, clips, flagged.mean() if max_fpr is None else max_fpr)
     notes += clip_notes
     policy = replace(policy, clip=clip)
+    if base.model not in (None, fingerprint):
+        kept = [name for name, value in base.category_thresholds.items() if policy.category_thresholds[name] == value]
+        kept = [f"the threshold of {name}" for name in kept if name not in allowed]
+        kept += ["the temperature"] * (policy.temperature == base.temperature != 1)
+        kept += ["the rule for clips"] * (policy.clip == base.clip != ANY_FRAME)
+        if kept:
+            notes.append(f"kept as they were fitted to other weights ({base.model[:12]}...): {', '.join(kept)}")
     fitted = {
         "pictures": {"fit": _counts(fit), "held_out": _counts(held), "rows_left_out": excluded},
         "split": {"by": "image_sha256, one row a picture", "held_out": held_out, "seed": seed},
@@ -308,14 +315,13 @@ def _clip_rule(policy, clips, target):
 
     steps = range(1, CLIP_STEPS + 1)
     fewest = bisect_left(steps, -target, key=lambda at_least: -false_positive_rate(at_least)) + 1
-    notes = []
-    if fewest > CLIP_STEPS:
-        fewest = CLIP_STEPS
-        notes.append(
-            f"clips: even if all frames must fire, {false_positive_rate(fewest):.2%} of the safe clips to fit to are "
-            f"flagged, more than {target:.2%}"
-        )
-    return {"at_least": fewest, "of": CLIP_STEPS}, notes
+    if fewest > CLIP_STEPS:  # then a rule that misses unsafe clips would buy nothing
+        return policy.clip, [
+            f"clips: even if all frames must fire, {false_positive_rate(CLIP_STEPS):.2%} of the safe clips to fit to "
+            f"are flagged, more than {target:.2%}: the rule for clips stays at_least {policy.clip['at_least']} of "
+            f"{policy.clip['of']}"
+        ]
+    return {"at_least": fewest, "of": CLIP_STEPS}, []
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

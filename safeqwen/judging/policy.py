@@ -209,12 +209,13 @@ class SafetyPolicy:
         if None not in (fingerprint, self.model) and fingerprint != self.model:
             raise ValueError(
                 f"the policy was fitted to the weights {self.model[:12]}..., but these are {fingerprint[:12]}...: fit "
-                "one to these with safeqwen calibrate, or set its model to null if you know that it holds for them"
+                "one to these with safeqwen calibrate (a folder with this one is not loaded: move it out first), "
+                "or set its model to null if you know that it holds for them"
             )
 
     def was_fitted_to(self, rows_sha256):
         """Returns whether it was fitted to the rows (`bool`) of a file with this sha256: they flatter it then."""
-        return rows_sha256 in [rows.get("sha256") for rows in (self.fitted or {}).get("rows", [])]
+        return rows_sha256 in json.dumps(self.fitted)  # wherever the record names them: it has no fixed form
 
     # -------------------------------------------------------------------------------------------------------- deciding
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ from safeqwen.judging.policy import SafetyPolicy
 CATEGORIES = ["safe", "weapon", "drug"]
 
 
-def write_evaluation(folder, num_safe=100, num_unsafe=60, *, fingerprint="f" * 64, categories=CATEGORIES, seed=0):
+def write_evaluation(
+    folder, num_safe=100, num_unsafe=60, *, fingerprint="f" * 64, categories=CATEGORIES, category=None, seed=0
+):
     """A folder as `safeqwen evaluate` leaves it."""
     rng = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
@@ -24,7 +26,9 @@ def write_evaluation(folder, num_safe=100, num_unsafe=60, *, fingerprint="f" * 6
         unsafe = i >= num_safe
         probs = dict(zip(categories, (1 - score, 0.75 * score, 0.25 * score)))
         digest = hashlib.sha256(f"{seed} {i}".encode()).hexdigest()
-        lines.append(json.dumps(asdict(Row(f"{i}", image_sha256=digest, unsafe=unsafe, probs=probs))))
+        label = category if unsafe else None
+        row = Row(f"{i}", image_sha256=digest, unsafe=unsafe, category=label, probs=probs)
+        lines.append(json.dumps(asdict(row)))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     record = {"model": "demo", "model_fingerprint": fingerprint, "categories": categories, "num_rows": len(lines)}
     (folder / "run.json").write_text(json.dumps(record))
@@ -127,6 +131,25 @@ def test_a_file_that_exists_is_replaced_only_by_force(evaluation, tmp_path, caps
 def test_a_policy_of_another_taxonomy_to_start_from_is_refused(evaluation, tmp_path, capsys):
     SafetyPolicy(categories=["safe", "nudity", "drug"]).save(tmp_path / "base.json")
     assert "another taxonomy" in refused(capsys, tmp_path, evaluation, "--policy", tmp_path / "base.json")
+
+
+def test_a_kept_temperature_that_was_fitted_to_the_same_rows_is_no_ground_for_a_promise(evaluation, tmp_path, capsys):
+    base = tmp_path / "base.json"
+    assert calibrate(evaluation, "--out", base) == 0
+    fitted = SafetyPolicy.load(base)
+    assert fitted.temperature != 1
+    capsys.readouterr()
+    lenient = replace(fitted, actions={"unsafe": "flag", "drug": "allow"})
+    lenient.save(base)
+    rows = write_evaluation(tmp_path / "labelled", category="weapon", seed=1)
+    words = ("--policy", base, "--max-fpr", "0.2")
+    assert calibrate(rows, "--out", tmp_path / "other.json", *words) == 0  # of other rows
+    capsys.readouterr()
+    digest = hashlib.sha256((rows / "rows.jsonl").read_bytes()).hexdigest()
+    replace(lenient, fitted={"rows": [{"name": "labelled", "sha256": digest, "rows": 160}]}).save(base)
+    assert "set its temperature to 1" in refused(capsys, tmp_path, rows, *words)
+    replace(lenient, fitted=SafetyPolicy.load(base).fitted, temperature=1.0).save(base)
+    assert calibrate(rows, "--out", tmp_path / "one.json", *words) == 0
 
 
 def test_what_cannot_be_read_or_written_is_refused(evaluation, tmp_path, capsys):

@@ -216,6 +216,21 @@ def test_a_category_with_enough_pictures_gets_a_threshold_and_another_a_reason()
     assert calibrate(rows, CATEGORIES, per_category=True).policy.category_thresholds.keys() == {"weapon", "drug"}
 
 
+@pytest.mark.parametrize(("model", "says"), [("a" * 64, False), (None, False), ("b" * 64, True)])
+def test_what_is_kept_of_a_policy_of_other_weights_is_named(model, says):
+    base = SafetyPolicy(
+        categories=CATEGORIES,
+        model=model,
+        category_thresholds={"weapon": 0.99, "drug": 0.001},  # the second is raised to the new one of "unsafe"
+        actions={"unsafe": "flag", "weapon": "block"},
+        clip={"at_least": 1, "of": 4},
+    )
+    notes = calibrate(draw_rows(), CATEGORIES, base=base, fingerprint="a" * 64).notes
+    kept = "kept as they were fitted to other weights (bbbbbbbbbbbb...): the threshold of weapon, the rule for clips"
+    assert (kept in notes) == says
+    assert any("other weights" in note for note in notes) == says
+
+
 def test_without_clips_one_frame_is_enough_and_a_note_says_what_that_means():
     found = calibrate(draw_rows(), CATEGORIES)
     needed = [found.policy.decide([[0.9, 0.1, 0.0]] * m, range(m)).num_frames_needed for m in (2, 8, 100)]
@@ -240,11 +255,14 @@ def test_the_rule_for_clips_takes_the_fewest_frames_that_keep_the_rate():
     assert rates["policy"]["false_positive_rate"]["value"] == 0 and rates["policy"]["recall"]["value"] == 1
 
 
-def test_clips_that_always_fire_are_said_to_miss_the_rate():
+def test_safe_clips_that_always_fire_leave_the_rule_as_it_is_and_are_said_to_miss_the_rate():
+    """The next rule, all frames, would let pass an unsafe clip with one harmless frame, and gain nothing."""
     safe = [clip(i, False, [0.99] * 4) for i in range(40)]
     found = calibrate([*draw_rows(), *safe], CATEGORIES, max_fpr=0.1)
-    assert found.policy.clip == {"at_least": 100, "of": 100}
+    assert found.policy.clip == {"at_least": 1, "of": 100}
     assert any("even if all frames must fire, 100.00%" in note for note in found.notes)
+    views = [[0.01, 0.99, 0.0]] * 3 + [[0.99, 0.01, 0.0]]
+    assert found.policy.decide(views, range(4)).flagged
 
 
 def test_clips_do_not_move_the_threshold_of_stills():

@@ -398,6 +398,16 @@ def test_a_policy_for_another_taxonomy_is_refused_with_the_names_that_differ(tmp
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("rows", [[{"sha256": "abc"}], [{"sha256": "xyz"}, {"sha256": "abc"}], ["abc"], "abc"])
+def test_rows_are_found_in_a_record_of_any_form(rows):
+    assert policy(fitted={"rows": rows}).was_fitted_to("abc")
+
+
+@pytest.mark.parametrize("fitted", [None, {}, {"rows": None}, {"rows": 200}, {"rows": [{"sha256": "xyz"}]}])
+def test_rows_that_a_record_does_not_name_are_others(fitted):
+    assert not policy(fitted=fitted).was_fitted_to("abc")
+
+
 def test_a_policy_fitted_to_other_weights_is_refused(tmp_path):
     policy(model="a" * 64).save(tmp_path)
     with pytest.raises(ValueError, match="fitted to the weights aaaa.*but these are bbbb"):

@@ -54,7 +54,7 @@ def test_a_policy_is_loaded_with_its_weights(folder, judge):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "0" * 64}, "fitted to the weights 000000000000"),
+        ({"model": "0" * 64}, "fitted to the weights 000000000000.*move it out first"),
         ({"categories": ["safe", "suicide"], "groups": {}}, "another taxonomy"),
     ],
 )
@@ -83,6 +83,12 @@ def test_a_policy_is_found_in_a_repository_through_the_cache(tmp_path):
         load_policy("someone/tiny", NAMES[::-1], **hub)
 
 
+def test_a_policy_whose_link_is_broken_is_not_left_out(tmp_path):
+    (tmp_path / "safety_policy.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(FileNotFoundError):
+        load_policy(tmp_path, NAMES)
+
+
 def test_a_hub_that_cannot_be_asked_is_no_answer(monkeypatch):
     """Else a policy would be left out because the network failed."""
 
@@ -104,6 +110,12 @@ def test_the_pipeline_saves_its_policy_for_the_weights_that_it_writes(folder, tm
     assert saved.model == weights_fingerprint(tmp_path / "saved") != weights_fingerprint(folder)
     assert replace(saved, model=None) == BLOCKS
     assert pipeline("image-safety", model=str(tmp_path / "saved"), policy="own")(SUICIDE)["decision"].action == "block"
+
+
+def test_a_pipeline_that_was_given_a_dtype_can_be_saved(judge, tmp_path):
+    judge.save_pretrained(tmp_path)
+    assert "dtype" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert pipeline("image-safety", model=str(tmp_path), policy="own")(SUICIDE)["decision"].action == "block"
 
 
 # ------------------------------------------------------------------------------------------------------- the pipeline
