@@ -71,7 +71,7 @@ def _read(paths):
     """`(rows, [{"name", "sha256", "rows"}], fingerprint or None, categories)` of evaluations of one model.
 
     Raises:
-        ValueError: if they are of several models or taxonomies, or hold no verdict.
+        ValueError: if they are of several models, taxonomies or settings that move a verdict, or hold no verdict.
     """
     all_rows, sources, models = [], [], {}
     for path in map(Path, paths):
@@ -85,17 +85,20 @@ def _read(paths):
         record = file.with_name("run.json")
         if record.exists():
             facts = json.loads(record.read_text(encoding="utf-8"))
-            models[path] = facts.get("model_fingerprint"), facts.get("categories")
+            models[path] = {
+                "categories": facts.get("categories"),
+                "weights": facts.get("model_fingerprint"),
+                **{name: facts.get("settings", {}).get(name) for name in ("max_pixels", "dtype")},
+            }
         else:
-            models[path] = None, next(([*row.probs] for row in rows if row.probs), None)
-    first = paths[0]
-    for path, (fingerprint, categories) in models.items():
-        if not categories:
+            models[path] = {"categories": next(([*row.probs] for row in rows if row.probs), None), "weights": None}
+    first, facts = next(iter(models.items()))
+    for path, others in models.items():
+        if not others["categories"]:
             raise ValueError(f"{path} holds no verdict, and no run.json names the model's categories")
-        if (fingerprint, categories) != models[Path(first)]:
-            what = "weights" if categories == models[Path(first)][1] else "categories"
-            raise ValueError(f"{path} and {first} are of different {what}: a policy is fitted to one model")
-    return all_rows, sources, *models[Path(first)]
+        if differing := [name for name in facts | others if facts.get(name) != others.get(name)]:
+            raise ValueError(f"{path} and {first} are of different {differing[0]}: a policy is fitted to one model")
+    return all_rows, sources, facts["weights"], facts["categories"]
 
 
 def _refuse_fitted_order(base, sources):

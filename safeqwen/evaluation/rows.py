@@ -160,7 +160,7 @@ def read_rows(path):
         raise ValueError(f"{file} ends in half a line: run safeqwen evaluate again, which goes on where it stopped")
     rows = _parse(data, file)
     record = file.with_name("run.json")
-    if path.is_dir() and record.exists():
+    if file.name == FILE and record.exists():
         expected = json.loads(record.read_text(encoding="utf-8")).get("num_rows", len(rows))
         if len(rows) != expected:
             raise ValueError(

@@ -111,6 +111,23 @@ def test_evaluations_of_other_weights_or_categories_are_refused(evaluation, tmp_
     assert "different weights" in refused(capsys, tmp_path, evaluation, other)
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_pixels", 12544), ("dtype", "bfloat16")])
+def test_rows_that_were_judged_in_another_way_are_refused(evaluation, tmp_path, capsys, name, value):
+    other = write_evaluation(tmp_path / "other", seed=1)
+    for folder, settings in ((evaluation, {"max_pixels": None, "dtype": "float32"}), (other, {name: value})):
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"] = {"max_pixels": None, "dtype": "float32"} | settings
+        (folder / "run.json").write_text(json.dumps(record))
+    assert f"are of different {name}" in refused(capsys, tmp_path, evaluation, other)
+
+
+def test_a_run_that_has_not_ended_is_refused_by_folder_and_by_file(evaluation, tmp_path, capsys):
+    lines = (evaluation / "rows.jsonl").read_text().splitlines(keepends=True)
+    (evaluation / "rows.jsonl").write_text("".join(lines[:-1]))
+    for path in (evaluation, evaluation / "rows.jsonl"):
+        assert "holds 159 of 160 rows" in refused(capsys, tmp_path, path)
+
+
 def test_the_same_rows_twice_are_refused(evaluation, tmp_path, capsys):
     assert "give each once" in refused(capsys, tmp_path, evaluation, evaluation / "rows.jsonl")
 
