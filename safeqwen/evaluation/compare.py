@@ -117,8 +117,13 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
 def read_policy(folder):
     """The [`SafetyPolicy`] that an evaluation was made with, or `None`."""
     file = Path(folder) / "metrics.json"
-    policy = json.loads(file.read_text(encoding="utf-8"))["policy"] if file.is_file() else None
-    return None if policy is None else SafetyPolicy(**policy)
+    if not file.is_file():
+        return None
+    try:
+        policy = json.loads(file.read_text(encoding="utf-8"))["policy"]
+        return None if policy is None else SafetyPolicy(**policy)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} does not say by which policy: {error}; run safeqwen evaluate again") from error
 
 
 def _one_benchmark(folders, runs):
