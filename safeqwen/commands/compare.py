@@ -97,7 +97,7 @@ def _table(figures, names):
 def _cell(figure, sign=""):
     if figure["value"] is None:
         return "-"
-    if figure["low"] is None:
+    if figure["low"] == figure["high"]:  # none, or without width, which would look like certainty
         return f"{figure['value']:{sign}.3f}"
     return f"{figure['value']:{sign}.3f} [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
 

@@ -195,12 +195,12 @@ def _dataset(metrics):
 
 
 def _interval(figure):
-    low, high = figure["low"], figure["high"]
-    return "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}, "
+    low, high = figure["low"], figure["high"]  # equal: none, or without width, which would look like certainty
+    return "" if low == high else f"95 % interval {low:.3f} to {high:.3f}, "
 
 
 def _value(figure):
     if figure["value"] is None:
         return f"not defined: {figure.get('reason')}"
     low, high = figure["low"], figure["high"]
-    return f"{figure['value']:.4f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
+    return f"{figure['value']:.4f}" + ("" if low == high else f" ({low:.3f} to {high:.3f})")

@@ -204,7 +204,9 @@ def test_a_policy_that_was_fitted_to_the_rows_that_are_compared_is_named(tmp_pat
     assert [line for line in lines(found) if "was fitted to these very rows" in line][0].startswith("  B  ")
 
 
-@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"policy": 3}', '{"policy": {"categories": ["safe"], "mood": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["[1]", "{}", "{", '{"policy": 3}', '{"policy": {"categories": ["safe"], "mood": 1}}']
+)
 def test_figures_that_name_no_policy_are_refused_and_not_taken_for_those_without_one(tmp_path, text):
     folder = write_evaluation(tmp_path / "a", six_rows())
     (folder / "metrics.json").write_text(text)

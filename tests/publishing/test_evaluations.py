@@ -311,3 +311,10 @@ def test_rows_that_changed_after_they_were_measured_are_not_published(tmp_path):
     (folder / "rows.jsonl").write_text('{"id": "2"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="its rows are not those that metrics.json was made of"):
         read_evaluation(folder, CATEGORIES)
+
+
+def test_an_interval_without_width_is_not_published_as_certainty():
+    metrics = metrics_of("0" * 64, guard={**GUARD, "false_positive_rate": figure(0.0, 0.0, 0.0, n=14)})
+    (shown,) = [one for one in eval_results([metrics]) if one.metric_type == "false_positive_rate"]
+    assert shown.metric_name == "false-positive rate (n = 14)"
+    assert "| false-positive rate | 0.0000 | 14 |" in results_section([metrics])
