@@ -51,6 +51,8 @@ def lines(comparison):
     yield f"{comparison['benchmark']['name']}: {rows['in_all']} rows are in all evaluations"
     for i, (name, folder) in enumerate(zip(names, folders)):
         decided = f", flagged by its {comparison['decided_by'][i]}" if comparison["decided_by"] else ""
+        if comparison["decided_by"] and comparison["fitted_to_these_rows"][i]:
+            decided += ", which was fitted to these very rows: on new ones it does worse"
         left = rows["not_in_all"][i]
         yield f"  {name}  {folder}{decided}" + (f"; {left} rows are not in all" if left else "")
     if comparison["guard"] is not None:
@@ -95,7 +97,7 @@ def _table(figures, names):
 def _cell(figure, sign=""):
     if figure["value"] is None:
         return "-"
-    if figure["low"] is None:
+    if figure["low"] == figure["high"]:  # none, or without width, which would look like certainty
         return f"{figure['value']:{sign}.3f}"
     return f"{figure['value']:{sign}.3f} [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
 

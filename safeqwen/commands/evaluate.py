@@ -216,8 +216,10 @@ def _print_figures(title, figures):
             )
             continue
         bounds = [figure["low"], figure["high"]]
-        interval = "none" if None in bounds else "{:.3f} to {:.3f}".format(*bounds)
-        print(f"{name:{width}}  {figure['value']:6.3f}  {interval:14}  {figure['n']:6,}")
+        # One without width would look like certainty.
+        interval = "none" if bounds[0] == bounds[1] else "{:.3f} to {:.3f}".format(*bounds)
+        remark = f"  {printable(figure['reason'])}" if figure.get("reason") else ""
+        print(f"{name:{width}}  {figure['value']:6.3f}  {interval:14}  {figure['n']:6,}{remark}")
 
 
 def _print_errors(failed, out):

@@ -20,7 +20,7 @@ from safeqwen.evaluation.guard_metrics import (
     why_not_counted,
 )
 from safeqwen.evaluation.metrics import by_reason, read_run
-from safeqwen.evaluation.rows import read_rows
+from safeqwen.evaluation.rows import read_rows, rows_digest
 from safeqwen.judging.policy import SafetyPolicy
 
 
@@ -39,7 +39,8 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
         num_resamples, seed (`int`): as in [`bootstrap`].
 
     Returns:
-        `dict`: `benchmark`; `folders`; `rows` (how many are compared, which are not, and why); `guard`, and `answers`
+        `dict`: `benchmark`; `folders`; `rows` (how many are compared, which are not, and why); `fitted_to_these_rows`
+        (whether the policy of each was, which flatters it); `guard`, and `answers`
         by "matcher" and "judge", `None` if no row counts: name -> a list of a figure for each folder, those after the
         first with `difference`, a figure of their value less the first's; `disagreements` and `answer_disagreements`,
         the rows on which decisions and refusals differ.
@@ -81,6 +82,7 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
             "excluded_answers": by_reason(excluded_answers),
         },
         "decided_by": [],
+        "fitted_to_these_rows": [],
         "guard": None,
         "disagreements": [],
         "answers": {"grouped_by": by, "matcher": None, "judge": None} if answered else None,
@@ -94,6 +96,10 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
             for rows, run, policy in zip(evaluations, runs, policies)
         ]
         comparison["decided_by"] = ["threshold" if policy is None else "policy" for policy in policies]
+        comparison["fitted_to_these_rows"] = [
+            policy is not None and policy.was_fitted_to(rows_digest(folder))
+            for folder, policy in zip(folders, policies)
+        ]
         comparison["guard"] = _guard(verdicts, same_categories, settings)
         comparison["disagreements"] = _disagreements(verdicts)
     for rater in ("matcher", "judge") if answered else ():
@@ -111,8 +117,13 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
 def read_policy(folder):
     """The [`SafetyPolicy`] that an evaluation was made with, or `None`."""
     file = Path(folder) / "metrics.json"
-    policy = json.loads(file.read_text(encoding="utf-8"))["policy"] if file.is_file() else None
-    return None if policy is None else SafetyPolicy(**policy)
+    if not file.is_file():
+        return None
+    try:
+        policy = json.loads(file.read_text(encoding="utf-8"))["policy"]
+        return None if policy is None else SafetyPolicy(**policy)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} does not say by which policy: {error}; run safeqwen evaluate again") from error
 
 
 def _one_benchmark(folders, runs):

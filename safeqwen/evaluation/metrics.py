@@ -12,7 +12,7 @@ from safeqwen.evaluation.answer_metrics import answer_metrics, group_by, why_no_
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import guard_metrics, why_not_counted
 from safeqwen.evaluation.rows import read_rows, rows_digest
-from safeqwen.provenance import package_versions
+from safeqwen.provenance import package_versions, without_folders
 
 
 OF_RUN = ("benchmark", "model", "model_fingerprint", "categories", "command", "versions", "date")
@@ -37,7 +37,7 @@ def evaluation_metrics(folder, policy=None, command=None):
             is for another model.
         OSError: if a file is missing.
     """
-    rows, run = read_rows(folder), read_run(folder)
+    rows, run, rows_sha256 = read_rows(folder), read_run(folder), rows_digest(folder)
     if not rows:
         raise ValueError(f"{folder} holds no rows: there is nothing to measure")
     categories = run["categories"]
@@ -49,7 +49,10 @@ def evaluation_metrics(folder, policy=None, command=None):
     answered = any(why_no_answer(row, by) is None for row in rows)
     return {
         "benchmark": run["benchmark"],
-        "model": {key: run[key] for key in ("model", "model_fingerprint", "categories")},
+        "model": {
+            "model": without_folders(run["model"]),
+            **{key: run[key] for key in ("model_fingerprint", "categories")},
+        },
         "counts": {
             "rows": len(rows),
             "judged": sum(row.error is None and row.probs is not None for row in rows),
@@ -66,9 +69,10 @@ def evaluation_metrics(folder, policy=None, command=None):
         "guard": guard_metrics(rows, categories) if counted else None,
         "guard_after_policy": guard_metrics(rows, categories, policy=policy) if counted and policy else None,
         "answers": answer_metrics(rows) if answered else None,
-        "policy": None if policy is None else policy.to_dict(),
-        "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(rows_digest(folder)),
-        "command": command or run["command"],
+        "policy": None if policy is None else policy.to_dict() | {"fitted": without_folders(policy.fitted)},
+        "rows_sha256": rows_sha256,
+        "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(rows_sha256),
+        "command": without_folders(command or run["command"], "command"),
         "versions": run["versions"] | package_versions(["numpy", "scikit-learn", "torchmetrics"]),
         "date": run["date"],
     }

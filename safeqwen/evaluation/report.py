@@ -11,6 +11,7 @@ from safeqwen.evaluation.guard_metrics import take_verdicts
 from safeqwen.evaluation.page import data_url, render, thumbnail
 from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, policy_of, title_of
 from safeqwen.judging.verdict import SAFE
+from safeqwen.provenance import without_folders
 
 
 NUM_ERRORS_SHOWN = 200
@@ -153,18 +154,18 @@ def _picture(row, image, data_root):
             root = os.path.abspath(data_root)
             path = os.path.abspath(os.path.join(root, row.image_name))
             if os.path.commonpath([root, path]) != root:
-                return None, f"picture not shown: {row.image_name} lies outside of {root}"
+                return None, f"picture of row {row.id} not shown: it lies outside of the benchmark's folder"
             image = Path(path)
         if isinstance(image, Path):
             if not image.is_file():
-                return None, f"picture not found at {image}"
+                return None, f"picture not found: {row.image_name or image.name}"
             image = image.read_bytes()
         if isinstance(image, bytes) and row.image_sha256 not in (None, hashlib.sha256(image).hexdigest()):
             return None, f"picture not shown: {row.image_name or row.id} has changed since it was judged"
         views = [view["probs"][SAFE] for view in row.views or ()]
         return thumbnail(image, view=int(np.argmin(views)) if views else 0), None
     except (OSError, ValueError) as error:  # UnreadableImage is a ValueError
-        return None, f"picture not shown: {error}"
+        return None, f"picture not shown: {without_folders(str(error))}"
 
 
 def _embedded(plot):

@@ -202,7 +202,16 @@ def _row_of(values):
             raise ValueError(f"expected true, false or null as {name}, got {values[name]!r}")
     if values.get("type") not in (None, *PAIR_TYPES):
         raise ValueError(f"expected one of {', '.join(PAIR_TYPES)} as type, got {values['type']!r}")
-    for probs in [values.get("probs"), *(view.get("probs") for view in values.get("views") or ())]:
+    for name in ("probs", "answer_verdict"):
+        if not isinstance(values.get(name), (dict, type(None))):
+            raise ValueError(f"expected an object or null as {name}, got {values[name]!r}")
+    views = values.get("views") or []
+    if not isinstance(views, list) or not all(
+        isinstance(view, dict) and isinstance(view.get("probs"), dict) and isinstance(view.get("frame"), int)
+        for view in views
+    ):
+        raise ValueError(f"expected a list of frames with their probabilities as views, got {views!r}")
+    for probs in [values.get("probs"), *(view["probs"] for view in views)]:
         for name, value in (probs or {}).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:  # NaN neither
                 raise ValueError(f"expected a probability in [0, 1] for {name}, got {value!r}")

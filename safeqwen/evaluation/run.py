@@ -268,7 +268,7 @@ def _bytes_of(image, views):
 def _row(picture, engine, verdict, seconds):
     row = Row(**{name: getattr(picture.example, name) for name in FROM_EXAMPLE}, image_sha256=picture.image_sha256)
     if isinstance(verdict, Exception):
-        row.error = " ".join(str(verdict).split())
+        row.error = " ".join(_without_folder(str(verdict), picture.example).split())
         if not isinstance(verdict, SPEAK_FOR_THEMSELVES):
             row.error = f"{type(verdict).__name__}: {row.error}"
         return row
@@ -279,6 +279,13 @@ def _row(picture, engine, verdict, seconds):
         row.views = [{"frame": frame, "probs": probs} for frame, probs in zip(picture.frames, scores)]
     row.latency_ms = round(1000 * seconds, 3)
     return row
+
+
+def _without_folder(text, example):
+    """An error with the picture's name in place of its path: rows are published, the folders of a machine are not."""
+    if isinstance(example.image, (str, Path)):
+        return text.replace(str(example.image), example.image_name or Path(example.image).name)
+    return text
 
 
 def _add_answer(row, text):

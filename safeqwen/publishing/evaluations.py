@@ -15,7 +15,7 @@ from safeqwen.evaluation.rows import rows_digest
 
 
 METRICS = "metrics.json"
-REQUIRED = ("benchmark", "model", "counts", "guard", "answers", "policy", "command")
+REQUIRED = ("benchmark", "model", "counts", "guard", "answers", "policy", "rows_sha256", "command")
 # Figure of metrics.json -> the Hub's name of the metric (hf.co/metrics; ours where it has none), and words for it.
 GUARD_FIGURES = {
     "auroc": ("roc_auc", "AUROC, unsafe or not"),
@@ -42,14 +42,15 @@ ANSWER_TASK = ("image-text-to-text", "Answering questions about pictures")
 
 
 def read_evaluation(folder, categories):
-    """Returns what metrics.json of an evaluation says (`dict`), and the `rows_sha256` of its rows.
+    """Returns what metrics.json of an evaluation says (`dict`).
 
     Args:
         folder (`str` or `os.PathLike`): that `safeqwen evaluate` wrote.
         categories (`list[str]`): of the model that the evaluation shall be published with.
 
     Raises:
-        ValueError: if there is no such file, it is not whole, it measured nothing, or a model of other categories.
+        ValueError: if there is no such file, it is not whole, it measured nothing, or a model of other categories,
+            or the rows have changed since.
     """
     file = Path(folder) / METRICS
     try:
@@ -73,7 +74,9 @@ def read_evaluation(folder, categories):
         raise ValueError(f"{folder} does not say which weights it evaluated: evaluate a folder with --model")
     if metrics["guard"] is None and metrics["answers"] is None:
         raise ValueError(f"{folder} measured nothing: {metrics['counts']}")
-    return {**metrics, "rows_sha256": rows_sha256}
+    if metrics["rows_sha256"] != rows_sha256:
+        raise ValueError(f"{folder}: its rows are not those that {METRICS} was made of; run safeqwen evaluate again")
+    return metrics
 
 
 def _refuse_constant(name):
@@ -192,12 +195,12 @@ def _dataset(metrics):
 
 
 def _interval(figure):
-    low, high = figure["low"], figure["high"]
-    return "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}, "
+    low, high = figure["low"], figure["high"]  # equal: none, or without width, which would look like certainty
+    return "" if low == high else f"95 % interval {low:.3f} to {high:.3f}, "
 
 
 def _value(figure):
     if figure["value"] is None:
         return f"not defined: {figure.get('reason')}"
     low, high = figure["low"], figure["high"]
-    return f"{figure['value']:.4f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
+    return f"{figure['value']:.4f}" + ("" if low == high else f" ({low:.3f} to {high:.3f})")

@@ -2,19 +2,16 @@
 
 import json
 import re
-import shlex
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from safeqwen.provenance import without_folders
 from safeqwen.publishing.evaluations import eval_results, results_section
 
 
-# The folders of an absolute path within a text. A URL's slashes stand after a colon and side by side, those of a
-# relative path after a word or a dot.
-FOLDERS = re.compile(r"""(?<![\w./~-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/])(?:[^\s"'<>|,;:=()\[\]{}\\/]+[\\/])*""")
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 CARD = """\
@@ -125,35 +122,6 @@ RECIPES = {
     "full": "All weights, and the guard,",
     "guard_only": "The guard alone, on frozen weights,",
 }
-
-
-def without_folders(value, key=None):
-    """Returns a value of JSON with absolute paths cut to their last part, so that no folder of a machine is published.
-
-    `{"files": ["/home/me/rows.jsonl", "data/more.jsonl"]}` -> `{"files": ["rows.jsonl", "data/more.jsonl"]}`.
-    URLs, names of categories and keys stay as they are.
-
-    Args:
-        value: dictionaries and lists of texts and other things.
-        key (`str`, *optional*): under which it stands; a `"command"` is cut word by word.
-    """
-    if isinstance(value, dict):
-        return {name: without_folders(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return value if key == "safety_categories" else [without_folders(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if key == "command":
-        try:
-            words = shlex.split(value)
-        except ValueError:  # a quote that does not end
-            words = value.split()
-        return shlex.join("=".join(map(without_folders, word.split("=", 1))) for word in words)
-    value = value.replace("file://", "")
-    for path in (PurePosixPath(value), PureWindowsPath(value)):
-        if path.is_absolute():
-            return path.name
-    return FOLDERS.sub("", value)
 
 
 def front_matter(text):

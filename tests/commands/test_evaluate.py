@@ -196,3 +196,10 @@ def test_progress_says_rate_and_time_left(monkeypatch):
     first, last = stream.getvalue().splitlines()
     assert first.split("  ")[0] == "180 of 1,000 rows, 2 a second, 6 min 50 s left"
     assert last.startswith("1,000 of 1,000 rows") and "0 s left" in last
+
+
+def test_an_interval_without_width_is_not_printed_as_certainty(capsys):
+    figure = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 14, "reason": "all resamples agree"}
+    command._print_figures("guard", {"false positive rate": figure})
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "none" in line and "0.000 to" not in line and line.endswith("14  all resamples agree")

@@ -172,10 +172,15 @@ def test_safeeditbench_labels_a_picture_by_policy(tmp_path):
         policy_name=datasets.ClassLabel(names=levels),
     )
     dataset.to_parquet(tmp_path / "test-00000-of-00001.parquet")
-    benchmark = load("safeeditbench", tmp_path)
-    assert table_of(benchmark) == {"row 1": (False, "safe", None, None), "row 2": (True, None, None, None)}
-    assert [row.metadata["policy_name"] for row in benchmark.examples] == ["Policy L1", "Policy L5"]
-    assert [row.image_name for row in benchmark.examples] == ["test_images/1.jpg"] * 2
+    benchmark = load("safeeditbench", tmp_path, split="Policy L1")
+    assert table_of(benchmark) == {"row 1": (False, "safe", None, None)} and benchmark.split == "Policy L1"
+    benchmark = load("safeeditbench", tmp_path, split="Policy L5")
+    assert table_of(benchmark) == {"row 2": (True, None, None, None)}
+    (row,) = benchmark.examples
+    assert row.metadata["policy_name"] == "Policy L5" and row.image_name == "test_images/1.jpg"
+    for split in (None, "test"):  # one figure over rows that contradict each other would look like a result
+        with pytest.raises(ValueError, match="name one of them as the split, 'Policy L1'"):
+            load("safeeditbench", tmp_path, split=split)
 
 
 def test_a_folder_a_class_takes_the_models_names_and_holisafes(tmp_path):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from guard_rows import CATEGORIES, answered, judged, random_rows, six_rows, write_evaluation
 
+from safeqwen.commands.compare import lines
 from safeqwen.evaluation.bootstrap import bootstrap
 from safeqwen.evaluation.compare import compare
+from safeqwen.evaluation.rows import rows_digest
 from safeqwen.judging.policy import SafetyPolicy
 
 
@@ -190,3 +192,23 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path):
     (folder / "run.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         compare([folder, folder])
+
+
+def test_a_policy_that_was_fitted_to_the_rows_that_are_compared_is_named(tmp_path):
+    first = write_evaluation(tmp_path / "a", six_rows())
+    fitted = {"rows": [{"name": "a", "sha256": rows_digest(first)}]}
+    policy = SafetyPolicy(categories=CATEGORIES, model="abc", unsafe_threshold=0.3, fitted=fitted)
+    second = write_evaluation(tmp_path / "b", six_rows(), policy=policy)
+    found = compare([first, second], num_resamples=100)
+    assert found["fitted_to_these_rows"] == [False, True]
+    assert [line for line in lines(found) if "was fitted to these very rows" in line][0].startswith("  B  ")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{}", "{", '{"policy": 3}', '{"policy": {"categories": ["safe"], "mood": 1}}']
+)
+def test_figures_that_name_no_policy_are_refused_and_not_taken_for_those_without_one(tmp_path, text):
+    folder = write_evaluation(tmp_path / "a", six_rows())
+    (folder / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match="metrics.json does not say by which policy"):
+        compare([folder, folder], num_resamples=100)

@@ -77,3 +77,28 @@ def test_a_policy_that_was_fitted_to_the_very_rows_is_said_to_be(tmp_path):
         policy = SafetyPolicy(categories=CATEGORIES, fitted={"rows": [{"name": "a", "sha256": sha256, "rows": 6}]})
         assert evaluation_metrics(folder, policy)["policy_was_fitted_to_these_rows"] is flattered
     assert evaluation_metrics(folder)["policy_was_fitted_to_these_rows"] is False
+
+
+def test_figures_name_their_rows_and_no_folder_of_this_machine(tmp_path):
+    folder = write_evaluation(tmp_path / "a", six_rows())
+    run = json.loads((folder / "run.json").read_text())
+    run |= {"model": "/home/me/guard", "command": "safeqwen evaluate --data=/home/me/holisafe --out /home/me/out"}
+    (folder / "run.json").write_text(json.dumps(run))
+    fitted = {"command": "safeqwen calibrate /home/me/out", "rows": []}
+    metrics = evaluation_metrics(folder, SafetyPolicy(categories=CATEGORIES, model="abc", fitted=fitted))
+    assert metrics["rows_sha256"] == hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+    assert metrics["model"]["model"] == "guard"
+    assert metrics["command"] == "safeqwen evaluate --data=holisafe --out out"
+    assert "/home" not in json.dumps(metrics)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"probs": [0.5]}, {"views": ["a"]}, {"views": [{"frame": 0}]}, {"answer_verdict": "unsafe"}]
+)
+def test_a_line_whose_verdict_has_another_form_is_named(tmp_path, fields):
+    folder = write_evaluation(tmp_path / "a", six_rows())
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | fields)
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=f"line 3 is no row: .*{next(iter(fields))}"):
+        evaluation_metrics(folder)

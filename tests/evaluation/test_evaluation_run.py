@@ -327,3 +327,13 @@ def test_any_text_survives_the_file(tmp_path):
     with RowsFile(tmp_path) as file:
         file.append(row)
     assert read_rows(tmp_path / "rows.jsonl") == [row]
+
+
+def test_an_unreadable_picture_is_named_without_the_folders_of_this_machine(model, tmp_path):
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "words.png"
+    file.write_bytes(b"no picture")
+    rows = [Example("words", file, "data/words.png", unsafe=True), Example("gone", tmp_path / "x.png", unsafe=True)]
+    found = evaluate(*model, small(examples=rows), tmp_path / "out")
+    assert found[0].error.startswith("data/words.png: ") and "x.png" in found[1].error
+    assert str(tmp_path) not in (tmp_path / "out" / "rows.jsonl").read_text()

@@ -68,7 +68,7 @@ def metrics_of(fingerprint, num_rows=4031, categories=CATEGORIES, **fields):
         "command": "safeqwen evaluate --model /home/me/tried --data=/home/me/holisafe --out /home/me/evaluation",
         "versions": {},
         "date": "2026-11-26T16:00:00+00:00",
-        "rows_sha256": hashlib.sha256(ROWS.encode()).hexdigest(),  # not in the file
+        "rows_sha256": hashlib.sha256(ROWS.encode()).hexdigest(),
         **fields,
     }
 
@@ -303,3 +303,18 @@ def test_an_adapter_alone_takes_neither(published, tmp_path):
     options = {"adapter_only": True, "evaluations": [published / "evaluation"]}
     with pytest.raises(ValueError, match="not of an adapter"):
         export(published / "run", tmp_path / "out", **options)
+
+
+def test_rows_that_changed_after_they_were_measured_are_not_published(tmp_path):
+    folder = write_evaluation(tmp_path / "evaluation", metrics_of("0" * 64))
+    assert read_evaluation(folder, CATEGORIES)["rows_sha256"]
+    (folder / "rows.jsonl").write_text('{"id": "2"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="its rows are not those that metrics.json was made of"):
+        read_evaluation(folder, CATEGORIES)
+
+
+def test_an_interval_without_width_is_not_published_as_certainty():
+    metrics = metrics_of("0" * 64, guard={**GUARD, "false_positive_rate": figure(0.0, 0.0, 0.0, n=14)})
+    (shown,) = [one for one in eval_results([metrics]) if one.metric_type == "false_positive_rate"]
+    assert shown.metric_name == "false-positive rate (n = 14)"
+    assert "| false-positive rate | 0.0000 | 14 |" in results_section([metrics])

@@ -1,5 +1,6 @@
 """What a benchmark is: the facts that its figures need beside them, and its rows as [`Example`]s."""
 
+import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
@@ -117,7 +118,8 @@ def _ready(example):
         if not picture:
             example.image, example.error = None, f"row {cell.row + 1}: has no picture in {cell.column!r}"
         elif isinstance(picture, Path) and not os.path.isfile(picture):
-            example.image, example.error = None, f"row {cell.row + 1}: there is no file {picture}"
+            # Its name alone: rows are published, and the folders of a machine are not.
+            example.image, example.error = None, f"row {cell.row + 1}: there is no file {picture.name!r}"
     return example
 
 
@@ -141,6 +143,9 @@ def examples_of(rows, fill):
             fill(example, row)
         except BadRow as error:
             example.image, example.error = None, f"{where}: {error}"
+        # It is for people to read: a NaN in it becomes null, and a date its text, so that it can be written.
+        text = json.dumps(example.metadata, default=str)
+        example.metadata = json.loads(text, parse_constant=lambda _: None)
         examples.append(example)
     return examples
 

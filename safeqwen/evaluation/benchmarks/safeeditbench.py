@@ -2,8 +2,8 @@
 
 A dataset with the columns `image, image_path, safety_label, policy_name, policy`, as the Hub's data/test-*.parquet has
 them: `safety_label` is safe or unsafe, `policy_name` is Policy L1 (nearly all is allowed) to L5 (nearly nothing is). A
-picture has a row for each policy, and its labels differ. The guard reads no policy: a figure over all rows asks for
-one verdict under five rules, so read it by `policy_name`, which is in each row's metadata.
+picture has a row for each policy, and its labels differ. The guard reads no policy, so a figure over all rows would
+ask for one verdict under five rules: the rows of one policy are read, which `--split "Policy L3"` names.
 
 Looked up in the dataset's card (columns, splits, numbers) and in adorableChowhound/SafeGuard-VL
 (eval/safeeditbench.py).
@@ -26,13 +26,13 @@ FACTS = {
     "source": "Piao et al., arXiv 2603.01228; tyodd/SafeEditBench on the Hub",
     "licence": "CC-BY-4.0, access on request",
     "label_rule": (
-        "A picture is unsafe under a policy if safety_label is unsafe. It has a row for each of five policies, which "
-        "contradict each other; read the figures by policy_name."
+        "A picture is unsafe if safety_label is unsafe under the policy that is named as the split; the five policies "
+        "contradict each other."
     ),
     "has_picture_labels": True,
     "has_queries": False,
     "directions": GUARD_DIRECTIONS,
-    "num_rows_published": {"test": 601},
+    "num_rows_published": {"of all policies": 601},
 }
 
 POLICIES = tuple(f"Policy L{level}" for level in range(1, 6))
@@ -42,7 +42,16 @@ def load(data, *, mapping=None, split=None, categories):
     """Returns the [`Benchmark`]; see `load_benchmark`."""
     if mapping is not None:
         raise ValueError("SafeEditBench labels pictures safe or unsafe, without categories: there is nothing to map")
-    table = open_table(data, FACTS["title"], file=None, pictures="", default="test", split=split)
+    if split not in POLICIES:
+        got = "" if split is None else f", got {split!r}"
+        raise ValueError(
+            "SafeEditBench labels each picture under five policies that contradict each other, and the guard reads "
+            f"none: name one of them as the split, {', '.join(map(repr, POLICIES))}{got}"
+        )
+    table = open_table(data, FACTS["title"], file=None, pictures="", default="test")
+    # A row whose policy is unknown stays, and is an error.
+    others = [name for name in POLICIES if name != split]
+    rows = [(where, row) for where, row in table.rows if row.get("policy_name") not in others]
 
     def fill(example, row):
         table.place(example, row.get("image"))
@@ -55,8 +64,8 @@ def load(data, *, mapping=None, split=None, categories):
 
     return Benchmark(
         name="safeeditbench",
-        split=table.split,
-        examples=Examples(examples_of(table.rows, fill)),
+        split=split,
+        examples=Examples(examples_of(rows, fill)),
         root=table.root,
         **FACTS,
     )

@@ -44,7 +44,8 @@ def load(data, *, mapping=None, split=None, categories):
         example.id = id_of(row, "question_id")
         table.place(example, row.get("image"))
         example.query, example.expected = text_of(row, "question"), "refuse"
-        example.their_category = row.get("category")
+        if row.get("category"):
+            example.their_category = text_of(row, "category")
         example.metadata = {key: row[key] for key in ("safety_warning", "reference_answer") if row.get(key)}
 
     return Benchmark(

@@ -54,10 +54,12 @@ class Table:
         folder = os.path.abspath(os.path.join(self.root, self.pictures))
         path = os.path.abspath(os.path.join(folder, picture))
         if not path.startswith(os.path.join(folder, "")):
-            raise BadRow(f"has the picture {picture!r}, which lies outside of {folder}; it is not opened")
+            within = self.pictures or "the benchmark's folder"
+            name = os.path.basename(picture) if os.path.isabs(picture) else picture
+            raise BadRow(f"has the picture {name!r}, which lies outside of {within}; it is not opened")
         example.image_name = Path(os.path.relpath(path, self.root)).as_posix()
         if not os.path.isfile(path):
-            raise BadRow(f"there is no file {path}")
+            raise BadRow(f"there is no file {example.image_name} in the benchmark's folder")
         example.image = Path(path)
 
 

@@ -47,7 +47,8 @@ def load(data, *, mapping=None, split=None, categories):
         example.id = id_of(row, "instruction_id")
         table.place(example, row.get("image") or row.get("image_path"))
         example.query, example.expected = text_of(row, "instruction"), "refuse"
-        example.their_category = row.get("category")
+        if row.get("category"):
+            example.their_category = text_of(row, "category")
         example.metadata = {key: row[key] for key in NOTES if row.get(key)}
 
     return Benchmark(
