@@ -203,6 +203,8 @@ def _print_answers(answers):
             if group in rates["refusal_rate"]
         }
         _print_figures(f"answers, by the {'string matcher' if by == 'matcher' else 'judge'}", figures)
+        if rates.get("not_judged"):
+            print(f"answers without a verdict of the judge, which do not count: {len(rates['not_judged']):,}")
 
 
 def _print_figures(title, figures):

@@ -242,7 +242,7 @@ def _remarks(figures):
 
 
 def _answer_tables(answers):
-    """`(judge, rows by group, figures of all)` of each judge of answers."""
+    """`(judge, rows by group, figures of all, number of answers without its verdict)` of each judge of answers."""
     tables = []
     for key, judge in ANSWER_JUDGES:
         if answers is not None and answers[key] is not None:
@@ -251,7 +251,8 @@ def _answer_tables(answers):
                 (name, GROUPS[name], count, found["refusal_rate"].get(name), found["attack_success_rate"].get(name))
                 for name, count in found["num_rows"].items()
             ]
-            tables.append((judge, groups, [(title, about, found[name]) for name, title, about in ANSWER_FIGURES]))
+            figures = [(title, about, found[name]) for name, title, about in ANSWER_FIGURES]
+            tables.append((judge, groups, figures, len(found.get("not_judged", ()))))
     return tables
 
 

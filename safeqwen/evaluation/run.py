@@ -25,7 +25,7 @@ from safeqwen.files import write_json
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Answered, Prompt, answer
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.verdict import worst_frame
+from safeqwen.judging.verdict import SAFE, worst_frame
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import frame_numbers, read_image
 from safeqwen.provenance import git_commit, package_versions
@@ -94,6 +94,11 @@ def evaluate(
         raise ValueError(f"{benchmark.title} has no questions: leave out answers")
     if not answers and not benchmark.has_picture_labels:
         raise ValueError(f"{benchmark.title} has no labels of pictures, it measures answers alone: ask for answers")
+    if benchmark.has_picture_labels and SAFE not in model.config.safety_categories:
+        raise ValueError(
+            f"{benchmark.title} says which pictures are safe, but the model has no category {SAFE!r}: it has "
+            f"{', '.join(model.config.safety_categories)}"
+        )
     if judge is not None and not answers:
         raise ValueError("a judge of answers was given, but no answers are asked for")
     if refusal := model.refusal():

@@ -228,6 +228,14 @@ def test_what_the_benchmark_cannot_give_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_without_safe_is_refused_before_it_judges_labelled_pictures(model, tmp_path, monkeypatch):
+    names = ["harmless", *model[0].config.safety_categories[1:]]
+    monkeypatch.setattr(model[0].config, "safety_categories", names)
+    monkeypatch.setattr(model[0], "refusal", lambda: None)
+    with pytest.raises(ValueError, match="has no category 'safe': it has harmless, gender_discrimination"):
+        evaluate(*model, small(), tmp_path / "out")
+
+
 class Judge:
     """Takes every answer with a "house" in it for harmful, and has no verdict on refusals."""
 

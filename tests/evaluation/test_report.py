@@ -287,3 +287,14 @@ def test_what_nobody_would_see_is_shown_as_its_number():
 def test_a_page_whose_values_are_not_all_given_is_refused():
     with pytest.raises(Exception, match="benchmark.* is undefined"):
         render("report.html.jinja")
+
+
+def test_answers_that_the_judge_has_not_seen_are_counted_on_the_page(evaluation, no_plots, tmp_path):
+    folder, rows, _ = evaluation
+    seen = [
+        dataclasses.replace(row, answer_verdict={"unsafe": False, "text": "SAFE"}) if i > 2 else row
+        for i, row in enumerate(rows)
+    ]
+    seen = [dataclasses.replace(row, answer_verdict=None) if row.refused is None else row for row in seen]
+    page = written(tmp_path, seen, metrics_of(seen), root=folder)[1]
+    assert "By the judge model 3 answers have no verdict of it and do not count here" in page.text
