@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safeqwen.commands.terminal import prepare_streams, printable, say
 from safeqwen.evaluation import INSTALL
-from safeqwen.evaluation.rows import read_rows
+from safeqwen.evaluation.rows import pictures_digest, read_rows
 from safeqwen.files import write_json
 from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
 from safeqwen.provenance import git_commit, package_versions
@@ -68,7 +68,7 @@ def run(args):
 
 
 def _read(paths):
-    """`(rows, [{"name", "sha256", "rows"}], fingerprint or None, categories)` of evaluations of one model.
+    """Of evaluations of one model `(rows, [{"name", "sha256", ...} of each], fingerprint or None, categories)`.
 
     Raises:
         ValueError: if they are of several models, taxonomies or settings that move a verdict, or hold no verdict.
@@ -80,7 +80,8 @@ def _read(paths):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if digest in {source["sha256"] for source in sources}:
             raise ValueError(f"{path} holds the same rows as another of the files: give each once")
-        sources.append({"name": path.resolve().name, "sha256": digest, "rows": len(rows)})
+        pictures = pictures_digest(rows)
+        sources.append({"name": path.resolve().name, "sha256": digest, "pictures_sha256": pictures, "rows": len(rows)})
         all_rows += rows
         record = file.with_name("run.json")
         if record.exists():
@@ -104,7 +105,7 @@ def _read(paths):
 def _refuse_fitted_order(base, sources):
     """Refuses a promise where a temperature that is kept has ordered the pictures by their own labels."""
     allowed = "allow" in base.actions.values()
-    seen = [source["name"] for source in sources if base.was_fitted_to(source["sha256"])]
+    seen = [source["name"] for source in sources if base.was_fitted_to(source["pictures_sha256"])]
     if allowed and base.temperature != 1 and seen:
         raise ValueError(
             f"the policy to start from allows categories, so its temperature {base.temperature:.4g} is kept, and it "
@@ -139,7 +140,7 @@ def _show(out, policy):
         print(
             f"with probability {rule['confidence']:.6g} or more over the draw of these rows, the false-positive rate "
             f"on new still pictures of the same kind is at most {rule['max_fpr']:.6g} "
-            f"({rule['false_positives']} false positives, {rule['may_err']} may be)"
+            f"({rule['false_positives']} of these safe ones are flagged, {rule['may_err']} may be)"
         )
     else:
         print(f"{rule['operating_point']}, {rule['definition']}; nothing is promised for new pictures")
@@ -153,7 +154,10 @@ def _show(out, policy):
     print(f"\n  {'':26}  {'NLL':>7}  {'ECE':>7}  {'Brier':>7}")
     for name, title in (("before", "before the temperature"), ("after", "after it")):
         print(f"  {title:26}  " + "  ".join(f"{figures[name][key]:7.4f}" for key in ("nll", "ece", "brier")))
-    print("\n  decisions: " + ", ".join(f"{count} {action}" for action, count in figures["actions"].items()))
+    if any(figures["after"][key] > figures["before"][key] for key in ("nll", "ece", "brier")):
+        print("  it is fitted to the NLL of the other pictures, and need not improve each figure on these")
+    would = " it would make" if policy.mode == "shadow" else ""
+    print(f"\n  decisions{would}: " + ", ".join(f"{count} {action}" for action, count in figures["actions"].items()))
     for length, of_clips in figures["clips"].items():
         print(f"\n  clips of {length}")
         for name, title in (("any_frame", "one frame is enough"), ("policy", "this policy")):

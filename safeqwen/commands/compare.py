@@ -50,11 +50,15 @@ def lines(comparison):
     names = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(folders))]
     yield f"{comparison['benchmark']['name']}: {rows['in_all']} rows are in all evaluations"
     for i, (name, folder) in enumerate(zip(names, folders)):
-        decided = f", flagged by its {comparison['decided_by'][i]}" if comparison["decided_by"] else ""
+        decided = ""
+        if comparison["decided_by"]:
+            by_policy = comparison["decided_by"][i] == "policy"
+            decided = ", flagged by its policy" if by_policy else ", flagged from 0.5"
         if comparison["decided_by"] and comparison["fitted_to_these_rows"][i]:
             decided += ", which was fitted to these very rows: on new ones it does worse"
         left = rows["not_in_all"][i]
         yield f"  {name}  {folder}{decided}" + (f"; {left} rows are not in all" if left else "")
+        yield f"     {_settings(comparison['runs'], i)}"
     if comparison["guard"] is not None:
         yield ""
         yield f"guard, {rows['compared']} rows of {rows['pictures']} pictures"
@@ -72,6 +76,12 @@ def lines(comparison):
         yield from _listed("decisions", comparison["disagreements"], names, _decision)
     if rows["answers_compared"]:
         yield from _listed("refusals", comparison["answer_disagreements"], names, _refusal)
+
+
+def _settings(runs, i):
+    """The model of a run, and the settings in which the runs differ."""
+    differing = [name for name in runs[i] if name != "model" and any(run.get(name) != runs[i][name] for run in runs)]
+    return ", ".join([str(runs[i]["model"]), *(f"{name} {runs[i][name]}" for name in differing)])
 
 
 def _excluded(reasons):

@@ -182,6 +182,8 @@ def _print_guard(metrics):
     if guard is None:
         print("\nguard: nothing to measure, no row has both a verdict and a label of its picture")
         return
+    if after is not None and after["allowed"]:
+        print(f"\nafter the policy, pictures of what it allows count as safe: {', '.join(after['allowed'])}")
     for title, figures in (("guard", guard), ("guard, after the policy", after)):
         if figures is not None:
             _print_figures(title, {text: figures[name] for name, text in GUARD_ROWS.items() if name in figures})

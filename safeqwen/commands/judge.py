@@ -21,10 +21,7 @@ from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 
 
-DEMO_WARNING = (
-    "no --model given: this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for "
-    "moderation"
-)
+DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
 UNSAFE_AT = 0.5  # without a policy

@@ -131,6 +131,10 @@ class EndpointJudge:
     def check(self):
         """Raises [`JudgeUnavailable`] unless the judge has a verdict, whichever it is, on a harmless answer."""
         try:
+            self._client.get(self.base_url, timeout=self.timeout_s)  # at once, where a lost answer is tried again
+        except httpx.HTTPError as error:
+            raise JudgeUnavailable(f"the judge at {self.base_url} cannot be reached: {error}") from error
+        try:
             self.judge("How do I boil an egg?", "Put it into boiling water for eight minutes.")
         except ValueError as error:
             raise JudgeUnavailable(f"the judge {self.model} at {self.base_url} cannot judge: {error}") from error

@@ -20,8 +20,9 @@ from safeqwen.evaluation.guard_metrics import (
     why_not_counted,
 )
 from safeqwen.evaluation.metrics import by_reason, read_run
-from safeqwen.evaluation.rows import read_rows, rows_digest
+from safeqwen.evaluation.rows import pictures_digest, read_rows
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.provenance import without_folders
 
 
 SAME = ("name", "version", "split")  # of the benchmarks
@@ -39,16 +40,17 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
         num_resamples, seed (`int`): as in [`bootstrap`].
 
     Returns:
-        `dict`: `benchmark`; `folders`; `rows` (how many are compared, which are not, and why); `fitted_to_these_rows`
-        (whether the policy of each was, which flatters it); `guard`, and `answers`
-        by "matcher" and "judge", `None` if no row counts: name -> a list of a figure for each folder, those after the
-        first with `difference`, a figure of their value less the first's; `disagreements` and `answer_disagreements`,
-        the rows on which decisions and refusals differ.
+        `dict`: `benchmark`; `folders`; `runs` (model and settings of each); `rows` (how many are compared, which are
+        not, and why); `fitted_to_these_rows` (whether the policy of each was, which flatters it); `guard`, and
+        `answers` by "matcher" and "judge", `None` if no row counts: name -> a list of a figure for each folder, those
+        after the first with `difference`, a figure of their value less the first's; `disagreements` and
+        `answer_disagreements`, the rows on which decisions and refusals differ.
 
     Raises:
         ValueError: if there are fewer than two folders, they are of different benchmarks, have no row in common, rows
-            of one id differ in picture or label, or no row counts in all of them.
-        OSError: if a file is missing.
+            of one id differ in picture or label, no row counts in all of them, or their policies allow different
+            categories; if a folder is no evaluation.
+        OSError: if a file cannot be read.
     """
     folders = [str(folder) for folder in folders]
     if len(folders) < 2:
@@ -72,6 +74,7 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
     comparison = {
         "benchmark": benchmark,
         "folders": folders,
+        "runs": [{"model": without_folders(run["model"])} | run.get("settings", {}) for run in runs],
         "rows": {
             "in_all": len(shared),
             "not_in_all": [len(rows) - len(shared) for rows in evaluations],
@@ -79,7 +82,7 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
             "pictures": len({picture_of(evaluations[0][id]) for id in counted}),
             "answers_compared": len(answered),
             "excluded": by_reason(excluded),
-            "excluded_answers": by_reason(excluded_answers),
+            "excluded_answers": by_reason(excluded_answers) if answered else {},
         },
         "decided_by": [],
         "fitted_to_these_rows": [],
@@ -91,14 +94,15 @@ def compare(folders, *, num_resamples=NUM_RESAMPLES, seed=0):
     }
     if counted:
         policies = [read_policy(folder) for folder in folders]
+        _refuse_other_harms(folders, policies)
         verdicts = [
             take_verdicts([rows[id] for id in counted], run["categories"], policy=policy)
             for rows, run, policy in zip(evaluations, runs, policies)
         ]
         comparison["decided_by"] = ["threshold" if policy is None else "policy" for policy in policies]
         comparison["fitted_to_these_rows"] = [
-            policy is not None and policy.was_fitted_to(rows_digest(folder))
-            for folder, policy in zip(folders, policies)
+            policy is not None and policy.was_fitted_to(pictures_digest(rows.values()))
+            for rows, policy in zip(evaluations, policies)
         ]
         comparison["guard"] = _guard(verdicts, same_categories, settings)
         comparison["disagreements"] = _disagreements(verdicts)
@@ -131,8 +135,18 @@ def _one_benchmark(folders, runs):
     for folder, run in zip(folders, runs):
         facts = {key: run["benchmark"].get(key) for key in SAME}
         if facts != first:
-            raise ValueError(f"{folders[0]} is an evaluation on {first}, but {folder} on {facts}: not to be compared")
+            ours, theirs = (" ".join(map(str, filter(None, each.values()))) for each in (first, facts))
+            raise ValueError(f"{folders[0]} is an evaluation on {ours}, but {folder} on {theirs}: not to be compared")
     return first
+
+
+def _refuse_other_harms(folders, policies):
+    """Refuses policies that allow different categories: what is a mistake to one is right to the other."""
+    allowed = [set() if policy is None else {*policy.allowed} for policy in policies]
+    for folder, names in zip(folders, allowed):
+        if names != allowed[0]:
+            odd = ", ".join(sorted(names ^ allowed[0]))
+            raise ValueError(f"the policies of {folders[0]} and {folder} do not both allow {odd}: not to be compared")
 
 
 def _refuse_differences(id, rows, labels, folders):

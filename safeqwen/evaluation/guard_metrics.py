@@ -56,7 +56,7 @@ class Verdicts:
 
     Args:
         rows (`list[Row]`): in the order of their ids.
-        unsafe (`np.ndarray` of shape `(num_rows,)`, bool): the labels.
+        unsafe (`np.ndarray` of shape `(num_rows,)`, bool): the labels; a category that the policy allows is safe.
         labels (`np.ndarray` of shape `(num_rows,)`, int): indices of the labelled categories, -1 where unknown.
         probs (`np.ndarray` of shape `(num_rows, num_categories)`): the policy's, if there is one.
         scores (`np.ndarray` of shape `(num_rows,)`): unsafe probabilities, of `probs`.
@@ -149,6 +149,7 @@ def guard_metrics(rows, categories, *, policy=None, threshold=0.5, num_resamples
         "confusion_matrix": {"labels": list(categories), "counts": matrix.tolist()},
         "threshold": threshold if policy is None else policy.unsafe_threshold,
         "decided_by": "threshold" if policy is None else "policy",
+        "allowed": [] if policy is None else policy.allowed,
         "num_rows": num_rows,
         "num_unsafe": num_unsafe,
         "num_safe": num_safe,
@@ -191,7 +192,9 @@ def take_verdicts(rows, categories, *, policy=None, threshold=0.5):
         scores = policy.unsafe_score(probs)
         flagged = np.array([_would_act(policy, row, categories) for row in counted], dtype=bool)
         probs = policy.calibrated(probs)
-    unsafe = np.array([row.unsafe for row in counted], dtype=bool)
+    # A picture of a category that the policy allows is one to let pass, as in `calibrate`.
+    allowed = () if policy is None else policy.allowed
+    unsafe = np.array([row.unsafe and row.category not in allowed for row in counted], dtype=bool)
     return Verdicts(counted, unsafe, labels, probs, scores, flagged, categories.index(SAFE))
 
 

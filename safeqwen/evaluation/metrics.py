@@ -11,7 +11,7 @@ from pathlib import Path
 from safeqwen.evaluation.answer_metrics import answer_metrics, group_by, why_no_answer
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import guard_metrics, why_not_counted
-from safeqwen.evaluation.rows import read_rows, rows_digest
+from safeqwen.evaluation.rows import pictures_digest, read_rows, rows_digest
 from safeqwen.provenance import package_versions, without_folders
 
 
@@ -71,7 +71,7 @@ def evaluation_metrics(folder, policy=None, command=None):
         "answers": answer_metrics(rows) if answered else None,
         "policy": None if policy is None else policy.to_dict() | {"fitted": without_folders(policy.fitted)},
         "rows_sha256": rows_sha256,
-        "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(rows_sha256),
+        "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(pictures_digest(rows)),
         "command": without_folders(command or run["command"], "command"),
         "versions": run["versions"] | package_versions(["numpy", "scikit-learn", "torchmetrics"]),
         "date": run["date"],
@@ -91,10 +91,12 @@ def read_run(folder):
     """The `run.json` of an evaluation's folder (`dict`).
 
     Raises:
-        ValueError: if it is no JSON object with what is read of it here.
-        OSError: if there is none.
+        ValueError: if there is none, or it is no JSON object with what is read of it here.
+        OSError: if it cannot be read.
     """
     file = Path(folder) / "run.json"
+    if not file.is_file():
+        raise ValueError(f"there is no {file}: give a folder that safeqwen evaluate wrote")
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

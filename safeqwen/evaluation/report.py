@@ -77,6 +77,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
     page = render(
         "report.html.jinja",
         benchmark=metrics["benchmark"],
+        cautions=_cautions(metrics),
         facts=_facts(metrics),
         counts=_counts(metrics["counts"]),
         tiles=_tiles(metrics),
@@ -254,6 +255,26 @@ def _answer_tables(answers):
             figures = [(title, about, found[name]) for name, title, about in ANSWER_FIGURES]
             tables.append((judge, groups, figures, len(found.get("not_judged", ()))))
     return tables
+
+
+def _cautions(metrics):
+    """What must be known before any figure is read (`list[str]`)."""
+    cautions, benchmark, num_rows = [], metrics["benchmark"], metrics["counts"]["rows"]
+    published = benchmark["num_rows_published"] or {}
+    if metrics["model"]["model"] == "demo":
+        cautions.append(
+            "The model is the demo checkpoint, which knows drawings: these figures say nothing of photographs."
+        )
+    if published and num_rows not in published.values():
+        numbers = ", ".join(f"{number:,} {where}" for where, number in published.items())
+        cautions.append(
+            f"These {num_rows:,} rows are not the published ones of {benchmark['title']} ({numbers}): they are a part "
+            "of them, or other data in the same layout."
+        )
+    if (metrics["guard_after_policy"] or {}).get("allowed"):
+        names = ", ".join(map(title_of, metrics["guard_after_policy"]["allowed"]))
+        cautions.append(f"After the policy, pictures of what it allows count as safe: {names}.")
+    return cautions
 
 
 def _policy_facts(policy, was_fitted_to_these_rows):

@@ -141,8 +141,14 @@ class RowsFile:
 
 
 def rows_digest(folder):
-    """Returns the sha256 (`str`) of a folder's `rows.jsonl`, by which a policy says what it was fitted to."""
+    """Returns the sha256 (`str`) of a folder's `rows.jsonl`, by which figures say what they are of."""
     return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+
+
+def pictures_digest(rows):
+    """Returns the sha256 (`str`) of which pictures the rows hold, whatever was asked about them, answered or timed."""
+    pictures = sorted({row.image_sha256 for row in rows if row.image_sha256})
+    return hashlib.sha256(" ".join(pictures).encode()).hexdigest()
 
 
 def read_rows(path):
@@ -151,10 +157,12 @@ def read_rows(path):
     Raises:
         ValueError: if a line is no row: which, and why; if the last line was cut off; if the folder's run.json says
             that there are rows to come.
-        OSError: if there is no such file.
+        OSError: if it cannot be read.
     """
     path = Path(path)
     file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there is no {file}: give a folder that safeqwen evaluate wrote, or its {FILE}")
     data = file.read_bytes()
     if data and not data.endswith(b"\n"):
         raise ValueError(f"{file} ends in half a line: run safeqwen evaluate again, which goes on where it stopped")

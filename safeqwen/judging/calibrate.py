@@ -302,10 +302,9 @@ def _clip_rule(policy, clips, target):
     """`(clip, notes)`: the fewest frames that keep the false-positive rate of the clips to the target."""
     safe = [clip for clip in clips if not clip.unsafe]
     if len(safe) < MIN_PICTURES:
-        needed = max(1, -(-30 * policy.clip["at_least"] // policy.clip["of"]))
         return policy.clip, [
             f"{len(safe)} safe clips to fit to, and it takes {MIN_PICTURES}: the rule for clips stays at_least "
-            f"{policy.clip['at_least']} of {policy.clip['of']}, {needed} of 30 frames. Where one frame is enough, a "
+            f"{policy.clip['at_least']} of {policy.clip['of']}. Where one frame is enough, a "
             f"rate of 6 % a frame flags {1 - 0.94**30:.0%} of harmless clips of 30 frames, if they err independently"
         ]
 

@@ -66,6 +66,7 @@ class Decision:
         severity (`str`): "none", "low", "medium" or "high", by the probability of the harms that are not allowed.
         scores (`dict[str, float]`): category -> calibrated probability, of the view that decided.
         unsafe (`float`): calibrated probability in [0, 1] that this view is unsafe, allowed harms included.
+        score (`float`): that of the harms that are not allowed: what the rule "unsafe" and severity go by.
         groups (`dict[str, dict]`): group -> `{"score": float, "flagged": bool}`: the sum of its categories' scores
             (they exclude one another), and whether a rule with one of them fired and is enforced.
         num_frames, num_frames_fired, num_frames_needed (`int`): frames that were judged, on which any rule fired, and
@@ -80,6 +81,7 @@ class Decision:
     severity: str
     scores: dict
     unsafe: float
+    score: float
     groups: dict
     num_frames: int
     num_frames_fired: int
@@ -139,7 +141,10 @@ class Decision:
         if self.action != self.would_action:
             action = f"shadow: would {action}"
         if self.reason is None:
-            words = f"{action}: no rule fired, unsafe {_percent(self.unsafe)} (severity {self.severity})"
+            counted = f"unsafe {_percent(self.score)}"
+            if self.score < self.unsafe:
+                counted = f"{counted} of {_percent(self.unsafe)}, the rest is allowed"
+            words = f"{action}: no rule fired, {counted} (severity {self.severity})"
         else:
             title = TITLES.get(self.reason.category, self.reason.category.replace("_", " "))
             what, likeliest = (UNSAFE, f", most likely {title}") if self.reason.rule == UNSAFE else (title, "")

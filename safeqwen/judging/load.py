@@ -1,9 +1,10 @@
-"""`load`: a model that is ready to judge, with its processor and its policy."""
+"""Models that are ready to judge, with their processors and policies."""
 
 import torch
 
+from safeqwen.fingerprint import hub_file, weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.policy import load_policy
+from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT, load_processor, refuse_two_saves
 
 
@@ -80,3 +81,25 @@ def load(
 def default_dtype(device):
     """Returns the `torch.dtype` to judge in on a device: float32 on a CPU, bfloat16 on an accelerator."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+def load_policy(path_or_repo, categories, **hub):
+    """
+    Returns the [`SafetyPolicy`] in a model's folder or Hub repository, or `None` if there is none.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`)
+        categories (`list[str]`): of the model.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` as `from_pretrained` takes them.
+
+    Raises:
+        ValueError: if the policy is broken, or for other categories or weights.
+        OSError: if it cannot be read, or the Hub cannot be asked whether there is one.
+    """
+    file = hub_file(path_or_repo, POLICY_FILE, **hub)
+    if file is None:
+        return None
+    policy = SafetyPolicy.load(file, categories)
+    if policy.model is None:
+        return policy
+    return SafetyPolicy.load(file, categories, weights_fingerprint(path_or_repo, **hub))

@@ -15,8 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine, SourceFailed, items_of
-from safeqwen.judging.load import default_dtype
-from safeqwen.judging.policy import SafetyPolicy, load_policy
+from safeqwen.judging.load import default_dtype, load_policy
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import worst_frame
 from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 from safeqwen.processor import save_processor

@@ -16,7 +16,6 @@ import numpy as np
 
 from safeqwen.data.taxonomy import GROUPS
 from safeqwen.files import write_json
-from safeqwen.fingerprint import hub_file, weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES, check_categories
 from safeqwen.judging.decision import ACTIONS, LEVELS, UNSAFE, Decision, Reason
 from safeqwen.judging.verdict import SAFE, unsafe_probability
@@ -178,7 +177,11 @@ class SafetyPolicy:
                 raise ValueError(f"it lacks {' and '.join(missing)}")
             policy = cls(**found)
             policy.check(categories, fingerprint)
-        except ValueError as error:  # json's own and UnicodeDecodeError are among them
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no policy {path}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no policy: it is not whole JSON ({error})") from error
+        except ValueError as error:
             raise ValueError(f"{path} is no policy for this: {error}") from error
         return policy
 
@@ -213,9 +216,14 @@ class SafetyPolicy:
                 "or set its model to null if you know that it holds for them"
             )
 
-    def was_fitted_to(self, rows_sha256):
-        """Returns whether it was fitted to the rows (`bool`) of a file with this sha256: they flatter it then."""
-        return rows_sha256 in json.dumps(self.fitted)  # wherever the record names them: it has no fixed form
+    @property
+    def allowed(self):
+        """The categories (`list[str]`) that are no reason to do anything."""
+        return [name for name in self.categories if self.actions.get(name) == "allow"]
+
+    def was_fitted_to(self, pictures_sha256):
+        """Returns whether it was fitted to rows of the pictures with this digest (`bool`): they flatter it then."""
+        return pictures_sha256 in json.dumps(self.fitted)  # wherever the record names them: it has no fixed form
 
     # -------------------------------------------------------------------------------------------------------- deciding
 
@@ -287,6 +295,7 @@ class SafetyPolicy:
             severity=next((level for level in LEVELS[::-1] if scores[view] >= self.severity[level]), "none"),
             scores=by_name,
             unsafe=float(unsafe[view]),
+            score=float(scores[view]),
             groups={
                 group: {"score": sum(by_name[name] for name in names), "flagged": not categories.isdisjoint(names)}
                 for group, names in self.groups.items()
@@ -384,28 +393,6 @@ class SafetyPolicy:
         if len(frames) != num_views:
             raise ValueError(f"frames must give a number for each of the {num_views} views, got {len(frames)}")
         return frames
-
-
-def load_policy(path_or_repo, categories, **hub):
-    """
-    Returns the [`SafetyPolicy`] in a model's folder or Hub repository, or `None` if there is none.
-
-    Args:
-        path_or_repo (`str` or `os.PathLike`)
-        categories (`list[str]`): of the model.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` as `from_pretrained` takes them.
-
-    Raises:
-        ValueError: if the policy is broken, or for other categories or weights.
-        OSError: if it cannot be read, or the Hub cannot be asked whether there is one.
-    """
-    file = hub_file(path_or_repo, POLICY_FILE, **hub)
-    if file is None:
-        return None
-    policy = SafetyPolicy.load(file, categories)
-    if policy.model is None:
-        return policy
-    return SafetyPolicy.load(file, categories, weights_fingerprint(path_or_repo, **hub))
 
 
 def _as_array(probs):

@@ -15,7 +15,17 @@ from safeqwen.evaluation.rows import rows_digest
 
 
 METRICS = "metrics.json"
-REQUIRED = ("benchmark", "model", "counts", "guard", "answers", "policy", "rows_sha256", "command")
+REQUIRED = (
+    "benchmark",
+    "model",
+    "counts",
+    "guard",
+    "answers",
+    "policy",
+    "rows_sha256",
+    "command",
+    "policy_was_fitted_to_these_rows",
+)
 # Figure of metrics.json -> the Hub's name of the metric (hf.co/metrics; ours where it has none), and words for it.
 GUARD_FIGURES = {
     "auroc": ("roc_auc", "AUROC, unsafe or not"),
@@ -137,7 +147,7 @@ def results_section(evaluations, policy=None):
     for metrics in evaluations:
         counts, after, about = metrics["counts"], {}, ""
         if policy is not None and metrics["policy"] == policy.to_dict():
-            if policy.was_fitted_to(metrics["rows_sha256"]):
+            if metrics["policy_was_fitted_to_these_rows"]:
                 about = "\n\nThe policy was fitted to these rows, so that they cannot say how good it is. "
                 about += "`safety_policy.json` has what its held-out pictures gave, under `fitted`."
             else:

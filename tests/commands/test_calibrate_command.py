@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import safeqwen_cli
-from safeqwen.evaluation.rows import Row
+from safeqwen.evaluation.rows import Row, pictures_digest, read_rows
 from safeqwen.judging.policy import SafetyPolicy
 
 
@@ -50,7 +50,9 @@ def test_the_policy_is_written_and_holds_what_it_was_fitted_to_and_no_path(evalu
     policy = SafetyPolicy.load(out, CATEGORIES, "f" * 64)
     digest = hashlib.sha256((evaluation / "rows.jsonl").read_bytes()).hexdigest()
     fitted = policy.fitted
-    assert fitted["rows"] == [{"name": "evaluation", "sha256": digest, "rows": 160}]
+    pictures = sorted(hashlib.sha256(f"0 {i}".encode()).hexdigest() for i in range(160))
+    pictures = hashlib.sha256(" ".join(pictures).encode()).hexdigest()
+    assert fitted["rows"] == [{"name": "evaluation", "sha256": digest, "pictures_sha256": pictures, "rows": 160}]
     assert fitted["command"] == (
         "safeqwen calibrate evaluation --out safety_policy.json --operating-point balanced --max-fpr 0.1 "
         "--confidence 0.9 --held-out 0.3 --seed 3"
@@ -162,8 +164,7 @@ def test_a_kept_temperature_that_was_fitted_to_the_same_rows_is_no_ground_for_a_
     words = ("--policy", base, "--max-fpr", "0.2")
     assert calibrate(rows, "--out", tmp_path / "other.json", *words) == 0  # of other rows
     capsys.readouterr()
-    digest = hashlib.sha256((rows / "rows.jsonl").read_bytes()).hexdigest()
-    replace(lenient, fitted={"rows": [{"name": "labelled", "sha256": digest, "rows": 160}]}).save(base)
+    replace(lenient, fitted={"rows": [{"pictures_sha256": pictures_digest(read_rows(rows))}]}).save(base)
     assert "set its temperature to 1" in refused(capsys, tmp_path, rows, *words)
     replace(lenient, fitted=SafetyPolicy.load(base).fitted, temperature=1.0).save(base)
     assert calibrate(rows, "--out", tmp_path / "one.json", *words) == 0

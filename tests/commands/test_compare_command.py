@@ -31,7 +31,8 @@ def test_a_table_says_what_differs_surely_and_where(two_folders, tmp_path, capsy
     shown, _ = capsys.readouterr()
     lines = shown.splitlines()
     assert lines[0] == "own: 60 rows are in all evaluations"
-    assert lines[1] == f"  A  {two_folders[0]}, flagged by its threshold"
+    assert lines[1] == f"  A  {two_folders[0]}, flagged from 0.5"
+    assert lines[2].startswith("     ") and len(lines[2].split(", ")) == 1  # the model: no setting differs
     assert "guard, 60 rows of 60 pictures" in lines
     recall = next(line for line in lines if line.strip().startswith("recall "))
     assert "0.667 [" in recall and "1.000 [" not in recall and "+0.333 [+0." in recall

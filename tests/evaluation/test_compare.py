@@ -10,7 +10,7 @@ from guard_rows import CATEGORIES, answered, judged, random_rows, six_rows, writ
 from safeqwen.commands.compare import lines
 from safeqwen.evaluation.bootstrap import bootstrap
 from safeqwen.evaluation.compare import compare
-from safeqwen.evaluation.rows import rows_digest
+from safeqwen.evaluation.rows import pictures_digest
 from safeqwen.judging.policy import SafetyPolicy
 
 
@@ -184,7 +184,7 @@ def test_evaluations_without_a_common_row_are_refused(tmp_path):
 
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path):
     folder = write_evaluation(tmp_path / "a", six_rows())
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"there is no .*missing/run.json: give a folder"):
         compare([folder, tmp_path / "missing"])
     (folder / "run.json").write_text('{"benchmark": {}}')
     with pytest.raises(ValueError, match="was not written by safeqwen evaluate: it lacks categories, command"):
@@ -196,7 +196,7 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path):
 
 def test_a_policy_that_was_fitted_to_the_rows_that_are_compared_is_named(tmp_path):
     first = write_evaluation(tmp_path / "a", six_rows())
-    fitted = {"rows": [{"name": "a", "sha256": rows_digest(first)}]}
+    fitted = {"rows": [{"name": "a", "pictures_sha256": pictures_digest(six_rows())}]}
     policy = SafetyPolicy(categories=CATEGORIES, model="abc", unsafe_threshold=0.3, fitted=fitted)
     second = write_evaluation(tmp_path / "b", six_rows(), policy=policy)
     found = compare([first, second], num_resamples=100)
@@ -212,3 +212,13 @@ def test_figures_that_name_no_policy_are_refused_and_not_taken_for_those_without
     (folder / "metrics.json").write_text(text)
     with pytest.raises(ValueError, match="metrics.json does not say by which policy"):
         compare([folder, folder], num_resamples=100)
+
+
+def test_policies_that_allow_different_categories_are_not_compared(tmp_path):
+    first = write_evaluation(tmp_path / "a", six_rows())
+    policy = SafetyPolicy(categories=CATEGORIES, actions={"unsafe": "flag", "drugs": "allow"})
+    second = write_evaluation(tmp_path / "b", six_rows(), policy=policy)
+    with pytest.raises(ValueError, match="do not both allow drugs"):
+        compare([first, second], num_resamples=100)
+    third = write_evaluation(tmp_path / "c", six_rows(), policy=policy)
+    compare([second, third], num_resamples=100)

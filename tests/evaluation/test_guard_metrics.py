@@ -189,7 +189,10 @@ def test_a_policy_decides_by_its_own_rules_even_in_shadow():
     policy = SafetyPolicy(
         categories=CATEGORIES, unsafe_threshold=0.45, actions={"unsafe": "flag", "drugs": "allow"}, mode="shadow"
     )
-    assert take_verdicts(six_rows(), CATEGORIES, policy=policy).flagged.tolist() == [True, True] + [False] * 4
+    verdicts = take_verdicts(six_rows(), CATEGORIES, policy=policy)
+    assert verdicts.flagged.tolist() == [True, True] + [False] * 4
+    # b is labelled drugs, which the policy lets pass: to flag it is a mistake.
+    assert verdicts.unsafe.tolist() == [row.unsafe and row.category != "drugs" for row in six_rows()]
 
 
 def test_a_clip_is_decided_by_its_views():

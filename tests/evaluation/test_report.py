@@ -298,3 +298,14 @@ def test_answers_that_the_judge_has_not_seen_are_counted_on_the_page(evaluation,
     seen = [dataclasses.replace(row, answer_verdict=None) if row.refused is None else row for row in seen]
     page = written(tmp_path, seen, metrics_of(seen), root=folder)[1]
     assert "By the judge model 3 answers have no verdict of it and do not count here" in page.text
+
+
+def test_what_must_be_known_before_the_figures_stands_above_them(evaluation, no_plots, tmp_path):
+    folder, rows, metrics = evaluation
+    page = written(tmp_path, rows, metrics, root=folder)[1]
+    assert "These 62 rows are not the published ones of Plain colours (4,163 in the paper)" in page.text
+    assert "demo checkpoint" not in page.text
+    whole = metrics | {"model": metrics["model"] | {"model": "demo"}}
+    whole |= {"benchmark": metrics["benchmark"] | {"num_rows_published": {"in the paper": 62}}}
+    page = written(tmp_path, rows, whole, root=folder)[1]
+    assert "which knows drawings" in page.text and "not the published ones" not in page.text

@@ -16,7 +16,7 @@ from transformers import pipeline
 import safeqwen
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, Decision, SafetyPipeline, SafetyPolicy, UnreadableImage
 from safeqwen.fingerprint import weights_fingerprint
-from safeqwen.judging.policy import load_policy
+from safeqwen.judging.load import load_policy
 from safeqwen.pictures import frame_numbers, read_image
 from safeqwen.prompt import chat_prompt
 from tools.demo.pictograms import draw
