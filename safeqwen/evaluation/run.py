@@ -91,7 +91,7 @@ def evaluate(
         RuntimeError: if the model may not judge: its guard is untrained, or it is in training mode.
     """
     if answers and not benchmark.has_queries:
-        raise ValueError(f"{benchmark.title} has no questions: leave out answers")
+        raise ValueError(f"{benchmark.title} has no questions: leave out --answers, or give rows a query")
     if not answers and not benchmark.has_picture_labels:
         raise ValueError(f"{benchmark.title} has no labels of pictures, it measures answers alone: ask for answers")
     if benchmark.has_picture_labels and SAFE not in model.config.safety_categories:

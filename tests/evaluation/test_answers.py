@@ -1,6 +1,7 @@
 """Refusals by HoliSafe's rule, beside what a person says; a judge behind an endpoint that does what endpoints do."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,3 +172,11 @@ def test_a_url_of_no_endpoint_or_with_a_password_is_refused(url):
     with pytest.raises(ValueError, match="the judge's URL holds|expected the URL") as caught:
         EndpointJudge(url, "judge")
     assert "pass@" not in str(caught.value)
+
+
+def test_a_judge_that_cannot_be_reached_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(JudgeUnavailable, match=f"the judge at http://127.0.0.1:{port}/v1 cannot be reached"):
+        EndpointJudge(f"http://127.0.0.1:{port}/v1", "a", deadline_s=1000).check()

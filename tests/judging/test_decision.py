@@ -127,6 +127,13 @@ def test_a_decision_in_words(settings, probs, words):
     assert SafetyPolicy(categories=NAMES, **settings).decide(probs).in_words().startswith(words)
 
 
+def test_words_and_score_leave_out_what_is_allowed():
+    policy = SafetyPolicy(categories=NAMES, actions={"unsafe": "flag", "weapon_related_violence": "allow"})
+    decision = policy.decide(ARMED)  # of 0.75, 0.375 are allowed
+    assert (decision.unsafe, decision.score) == (0.75, 0.375)
+    assert decision.in_words() == "allow: no rule fired, unsafe 37.5 % of 75.0 %, the rest is allowed (severity low)"
+
+
 def test_a_clip_in_words_says_how_many_frames():
     policy = SafetyPolicy(categories=NAMES, clip={"at_least": 1, "of": 2})
     words = policy.decide([ARMED, verdict(safe=1.0), verdict(safe=1.0)], frames=[0, 1, 2]).in_words()

@@ -51,7 +51,9 @@ def load_benchmark(name, data, *, mapping=None, split=None, categories):
     if mapping is not None and not module.FACTS.get("has_picture_labels", True):
         raise ValueError(f"{module.FACTS['title']} has no labels of pictures: there is nothing to map")
     if isinstance(data, (str, os.PathLike)) and not Path(data).exists():
-        raise ValueError(f"{module.FACTS['title']}: there is no {data}; nothing is downloaded, so give its folder")
+        raise ValueError(
+            f"{module.FACTS['title']}: there is no {data}; nothing is downloaded, so give where it lies on the disk"
+        )
     benchmark = module.load(data, mapping=mapping, split=split, categories=list(categories))
     if not len(benchmark.examples):
         raise ValueError(f"{benchmark.title}: there are no rows in {data}")
