@@ -3,8 +3,11 @@
 from safeqwen.data.taxonomy import CATEGORIES, Category
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.judging.decision import Decision
+from safeqwen.judging.load import load
 from safeqwen.judging.pipeline import SafetyPipeline
-from safeqwen.loading import DEMO_CHECKPOINT, load
+from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 from safeqwen.prompt import plain_text
 
@@ -15,9 +18,11 @@ __all__ = [
     "CATEGORIES",
     "DEMO_CHECKPOINT",
     "Category",
+    "Decision",
     "SafeQwen2_5_VLConfig",
     "SafeQwen2_5_VLForConditionalGeneration",
     "SafetyPipeline",
+    "SafetyPolicy",
     "UnreadableImage",
     "load",
     "plain_text",

@@ -1,10 +1,9 @@
-"""`load`: a model and its processor with sensible settings; `load_base`: a model to train."""
+"""Models and processors from folders and repositories: `load_base` to train from, and what else their files tell."""
 
 import hashlib
 import json
 from pathlib import Path
 
-import torch
 from transformers import AutoProcessor
 
 from safeqwen.hub.guard_safeqwen import GUARD
@@ -14,78 +13,6 @@ from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneratio
 # A tiny SafeQwen that knows drawn pictograms: for trying things out, not for moderation.
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
 GUARD_FILE = f"{GUARD}.safetensors"  # of a run that trained the guard alone
-
-
-def load(
-    path_or_repo=None,
-    *,
-    dtype=None,
-    device=None,
-    device_map=None,
-    revision=None,
-    token=None,
-    cache_dir=None,
-    local_files_only=False,
-    max_pixels=None,
-    **kwargs,
-):
-    """Returns a SafeQwen in evaluation mode, and its processor.
-
-    The package's own classes are used: no code of the repository is run.
-
-    Args:
-        path_or_repo (`str` or `os.PathLike`, *optional*):
-            A folder or a Hub repository. Without one it is `safeqwen.DEMO_CHECKPOINT`, which knows drawn pictograms
-            only and is not for moderation.
-        dtype (`torch.dtype` or `str`, *optional*):
-            Of the weights. By default float32 on a CPU, where half precision is slow and less exact, and bfloat16 on
-            an accelerator, whatever they were saved in; "auto" is as saved.
-        device (`str` or `torch.device`, *optional*):
-            Where the model runs. By default an accelerator if there is one.
-        device_map (*optional*):
-            As `from_pretrained` takes it, in place of `device`: `"auto"` spreads the model over several devices.
-        revision, token, cache_dir, local_files_only:
-            As `from_pretrained` takes them.
-        max_pixels (`int`, *optional*):
-            Pictures of more pixels are reduced to this. By default the processor's bound, which is 12.8 million
-            (16,384 tokens a picture) for Qwen2.5-VL.
-        kwargs:
-            Further arguments of the model's `from_pretrained`, e.g. `quantization_config`, or `attn_implementation`
-            (by default the library's choice, scaled dot product attention).
-
-    Returns:
-        `tuple`: ([`SafeQwen2_5_VLForConditionalGeneration`], `Qwen2_5_VLProcessor`)
-
-    Raises:
-        ValueError: if both `device` and `device_map` are given, or the folder holds the weights of two saves.
-        RuntimeError: if weights and configuration do not fit together.
-        OSError: if there is no such folder or repository, or it lacks files.
-    """
-    if device is not None and device_map is not None:
-        raise ValueError(f"give device or device_map, not both; got {device!r} and {device_map!r}")
-    if device_map is None:
-        if device is None:  # a CUDA build names its accelerator even where there is none
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        device = torch.device(device)
-        if device.type != "cpu":
-            device_map = {"": device}
-    if dtype is None:
-        is_accelerated = device_map is not None and torch.accelerator.is_available()
-        dtype = default_dtype(torch.accelerator.current_accelerator() if is_accelerated else "cpu")
-    path_or_repo = DEMO_CHECKPOINT if path_or_repo is None else path_or_repo
-    refuse_two_saves(path_or_repo)
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    hub = {name: value for name, value in hub.items() if value}  # revision=None is not "main" to every version
-    processor = load_processor(path_or_repo, max_pixels=max_pixels, **hub)
-    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
-        path_or_repo, dtype=dtype, device_map=device_map, **hub, **kwargs
-    )
-    return model.eval(), processor
-
-
-def default_dtype(device):
-    """Returns the `torch.dtype` to judge in on a device: float32 on a CPU, bfloat16 on an accelerator."""
-    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def load_processor(path_or_repo, *, min_pixels=None, max_pixels=None, **hub):

@@ -14,6 +14,8 @@ def save_processor(processor, folder):
         folder (`str` or `os.PathLike`): made if there is none.
     """
     folder = Path(folder)
+    # pipeline(dtype=...) hands the model's dtype to the tokenizer, too, which notes it and then cannot be written.
+    processor.tokenizer.init_kwargs.pop("dtype", None)
     processor.save_pretrained(folder)
     # transformers 5.x keeps all in processor_config.json; 4.x reads a file for each part.
     processor.image_processor.to_json_file(folder / "preprocessor_config.json")

@@ -1,8 +1,15 @@
-"""What a record is made with: versions of packages, and the commit of the code."""
+"""What a record is made with: versions of packages, the commit of the code; and what of it may leave the machine."""
 
 import importlib.metadata
+import re
+import shlex
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+
+# The folders of an absolute path within a text. A URL's slashes stand after a colon and side by side, those of a
+# relative path after a word or a dot.
+FOLDERS = re.compile(r"""(?<![\w./~-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/])(?:[^\s"'<>|,;:=()\[\]{}\\/]+[\\/])*""")
 
 
 def package_versions(packages):
@@ -27,3 +34,32 @@ def git_commit():
         return subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def without_folders(value, key=None):
+    """Returns a value of JSON with absolute paths cut to their last part, so that no folder of a machine is published.
+
+    `{"files": ["/home/me/rows.jsonl", "data/more.jsonl"]}` -> `{"files": ["rows.jsonl", "data/more.jsonl"]}`.
+    URLs, names of categories and keys stay as they are.
+
+    Args:
+        value: dictionaries and lists of texts and other things.
+        key (`str`, *optional*): under which it stands; a `"command"` is cut word by word.
+    """
+    if isinstance(value, dict):
+        return {name: without_folders(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return value if key in ("safety_categories", "categories") else [without_folders(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key == "command":
+        try:
+            words = shlex.split(value)
+        except ValueError:  # a quote that does not end
+            words = value.split()
+        return shlex.join("=".join(map(without_folders, word.split("=", 1))) for word in words)
+    value = value.replace("file://", "")
+    for path in (PurePosixPath(value), PureWindowsPath(value)):
+        if path.is_absolute():
+            return path.name
+    return FOLDERS.sub("", value)

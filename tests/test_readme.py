@@ -1,5 +1,6 @@
 """The code of README.md and docs/ runs as it stands there; links lead somewhere; the table is the taxonomy."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -10,9 +11,11 @@ import textwrap
 
 import pytest
 import yaml
+from small_runs import run_here, write_config, write_rows
 from tiny import ROOT
 
-from safeqwen import CATEGORIES, DEMO_CHECKPOINT
+from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafetyPolicy
+from tools.demo.holisafe_pictograms import write_benchmark
 from tools.demo.own_taxonomy import PICTOGRAMS
 from tools.demo.pictograms import draw
 
@@ -21,6 +24,7 @@ PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").gl
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # What needs a network, several processes or a quarter of an hour.
 NOT_RUN_HERE = ("pip install", "make ", "torchrun", "accelerate launch", "python -m benchmarks", "--push")
+NOT_RUN_HERE += ("--judge-url", "lmms_eval")
 RELEASED = ("etri-vilab/SafeQwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 
@@ -54,11 +58,30 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def prepare(page, folder):
+    """What a page takes as there: labelled pictures of one's own, a benchmark, a training run of HoliSafe's names."""
+    commands = "".join(code for language, code in blocks_of(page) if language != "text")
+    if "mine.jsonl" in commands:
+        rows = []
+        for i in range(140):
+            harm = ("safe", "safe", "weapon_related_violence", "suicide")[i % 4]
+            draw(harm, 2_500_000 + i, size=112).save(folder / "pictures" / f"mine{i}.png")
+            rows.append({"image": f"pictures/mine{i}.png", "unsafe": harm != "safe"})
+        (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "--data holisafe-bench" in commands and "holisafe_pictograms" not in commands:
+        write_benchmark(folder / "holisafe-bench", num_rows=100)
+    if "runs/mine " in commands and "--output_dir runs/mine" not in commands:
+        config = write_config(folder / "c.yaml", {"data": write_rows(folder / "small", 8, 2_600_000)}, max_steps=1)
+        run_here(config, "--output_dir", folder / "runs" / "mine")
+
+
 def run(command, folder):
     """What a command printed; `safeqwen` is this interpreter's."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = command.replace("safeqwen ", f"{sys.executable} -m safeqwen ", 1)
+    command = re.sub("^safeqwen ", f"{sys.executable} -m safeqwen ", command)
+    command = re.sub("^python ", f"{sys.executable} ", command)
+    command = command.replace("holisafe_pictograms", "holisafe_pictograms --rows 300")  # not all 1,000
     process = subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=200
     )
@@ -69,6 +92,7 @@ def run(command, folder):
 def run_page(page, folder):
     """Runs the code of a page in its order, and returns what its last commands printed."""
     names, printed = {}, []
+    prepare(page, folder)
     for language, code in blocks_of(page):
         if language == "python":
             for released in RELEASED:  # what would be downloaded
@@ -90,6 +114,7 @@ def test_the_readmes_code_runs_in_its_order_and_its_guard_passes_the_check_and_k
     rows = dict(blocks_of("README.md"))["json"].splitlines()
     assert [*map(json.loads, rows)] == [*map(json.loads, (folder / "rows.jsonl").read_text().splitlines()[:2])]
     _, checked, judged = run_page("README.md", folder)
+    assert SafetyPolicy.load(folder / "safety_policy.json").fitted["unsafe_threshold"]["max_fpr"] == 0.05
     assert "FAILED" not in checked and checked.count("ok") >= 5
     assert float(re.search(r"our_logo +([\d.]+)%", judged)[1]) > 50
 
@@ -141,3 +166,15 @@ def test_the_front_matter_is_a_model_cards():
     assert front_matter["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert front_matter["library_name"] == "transformers"
     assert front_matter["pipeline_tag"] == "image-text-to-text"
+
+
+def test_the_table_of_the_demos_figures_is_that_of_its_metrics():
+    metrics = json.loads((ROOT / "docs" / "pictograms" / "metrics.json").read_text(encoding="utf-8"))
+    rows = re.findall(
+        r"^\| .+? \| `([\w.]+)` \| (.+) \| (.+) \| ([\d,]+) \|$", TEXTS["docs/pictograms.md"], re.MULTILINE
+    )
+    assert len(rows) == 20
+    for key, value, interval, n in rows:
+        figure = functools.reduce(dict.__getitem__, key.split("."), metrics)
+        assert value == f"{figure['value']:.3f}" and n == f"{figure['n']:,}"
+        assert interval == f"{figure['low']:.3f} to {figure['high']:.3f}"

@@ -22,6 +22,8 @@ def run(args):
             max_shard_size=args.max_shard_size,
             private=args.private or None,
             adapter_only=args.adapter_only,
+            evaluations=args.evaluation,
+            policy=args.policy,
         )
     except (ValueError, RuntimeError, OSError) as error:
         print(f"safeqwen: {' '.join(str(error).split())}", file=sys.stderr)

@@ -10,19 +10,22 @@ import transformers
 from transformers import TextStreamer
 
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
-from safeqwen.judging.engine import Engine, is_out_of_memory
+from safeqwen.fingerprint import weights_fingerprint
+from safeqwen.judging.answering import Prompt, answer
+from safeqwen.judging.decision import Decision
+from safeqwen.judging.engine import Engine
+from safeqwen.judging.load import load
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
-from safeqwen.loading import load
-from safeqwen.pictures import UnreadableImage, read_image
-from safeqwen.prompt import chat_prompt
+from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 
 
-DEMO_WARNING = (
-    "no --model given: this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for "
-    "moderation"
-)
+DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
+UNSAFE_AT = 0.5  # without a policy
+FIELDS = ("image", "label", "score", "unsafe", "scores", "frames", "decision", "answer", "model", "error")
 
 
 @dataclass
@@ -32,21 +35,20 @@ class Judged:
     image: str
     frames: list | None = None
     probs: torch.Tensor | None = None  # (categories,), of the least safe frame
+    decision: Decision | None = None  # of the policy, if there is one
     answer: str | None = None
     error: str | None = None
 
 
-class Answer(TextStreamer):
-    """Hands the verdict on when the prefill has given it, then prints the answer while it is made, and keeps it."""
+class Streamer(TextStreamer):
+    """Hands the verdict on when the prefill has given it, then prints the answer while it is made."""
 
     def __init__(self, tokenizer, put_verdict, show):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.put_verdict = put_verdict
         self.show = show
-        self.text = ""
 
     def on_finalized_text(self, text, stream_end=False):
-        self.text += text
         if self.show:
             print(printable(text, kept="\n\t"), end="\n\n" if stream_end else "", flush=True)
 
@@ -61,21 +63,19 @@ def run(args):
         args.model = None
     if args.model is None:
         say(DEMO_WARNING)
+    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        model, processor = load(
-            args.model,
-            dtype=args.dtype,
-            device=args.device,
-            revision=args.revision,
-            token=args.token,
-            cache_dir=args.cache_dir,
-            local_files_only=args.local_files_only,
-        )
+        model, processor = load(args.model, dtype=args.dtype, device=args.device, **hub)
     except Exception as error:  # whatever the library raises for a folder that is no model
         return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
     categories = model.config.safety_categories
     if args.fail_on_unsafe and SAFE not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
+
+    try:
+        args.policy = _policy(args, model, {name: value for name, value in hub.items() if value})
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
 
     engine = Engine(model, processor)
     failed = unsafe = False
@@ -86,7 +86,7 @@ def run(args):
             _judge_prompt(engine, pictures, args)
             for picture in pictures:
                 failed |= picture.error is not None
-                unsafe |= picture.probs is not None and (_unsafe(picture.probs, categories) or 0) >= args.unsafe_at
+                unsafe |= _is_unsafe(picture, categories, args)
                 if args.json:
                     print(json.dumps(_json_fields(picture, categories, args.model or "demo")), flush=True)
     except (RuntimeError, ValueError) as error:  # the model may not judge at all; --max-pixels is out of range
@@ -105,6 +105,21 @@ def run(args):
 def _fail(reason):
     say(reason)
     return 2
+
+
+def _policy(args, model, hub):
+    """The policy of --policy, by default the one beside the weights, or `None`."""
+    if args.policy is None:
+        policy = model.safety_policy
+    elif args.policy == "none":
+        policy = None
+    else:
+        policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
+        if policy.model is not None:
+            policy.check(fingerprint=weights_fingerprint(args.model or DEMO_CHECKPOINT, **hub))
+    if policy is not None and args.unsafe_at is not None:
+        raise ValueError("--unsafe-at is for judging without a policy: leave it out, or add --policy none")
+    return policy
 
 
 def _judge_prompt(engine, pictures, args):
@@ -134,6 +149,8 @@ def _put_verdict(picture, verdicts, engine, args):
     categories = engine.model.config.safety_categories
     probs = torch.stack(verdicts)
     picture.probs = probs[worst_frame(probs, categories)]
+    if args.policy is not None:
+        picture.decision = args.policy.decide(probs, frame_numbers(picture.frames))
     if not args.json:
         _show_table(picture, categories, args.top)
 
@@ -141,31 +158,27 @@ def _put_verdict(picture, verdicts, engine, args):
 def _answer(engine, pictures, args):
     """Answers `--ask` about the pictures in one prompt; a lone frame gets its verdict from this pass."""
     frames = [frame for picture in pictures for frame in picture.frames]
-    text = chat_prompt(engine.processor, len(frames), args.ask, add_generation_prompt=True)
-    judge = {}
-    if pictures[0].probs is None:
-        judge = {"do_safety": True, "granularity": "image", "return_dict_in_generate": True}
-    answer = Answer(
+    streamer = Streamer(
         engine.processor.tokenizer,
         lambda verdict: _put_verdict(pictures[0], list(verdict.img_safety_probs.cpu()), engine, args),
         show=not args.json,
     )
-    try:
-        inputs = engine.processor(
-            text=[text], images=frames, images_kwargs=engine.image_settings(args.max_pixels), return_tensors="pt"
-        ).to(engine.model.device)
-        engine.model.generate(**inputs, **judge, streamer=answer, max_new_tokens=args.max_new_tokens, do_sample=False)
-    except (FloatingPointError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, FloatingPointError) and not is_out_of_memory(error):
-            raise
-        for picture in pictures:
-            _refuse(picture, f"{picture.image}: {error}")
+    (answered,) = answer(
+        engine,
+        [Prompt(frames, args.ask)],
+        max_new_tokens=args.max_new_tokens,
+        max_pixels=args.max_pixels,
+        judge=pictures[0].probs is None,
+        streamer=streamer,
+    )
     for picture in pictures:
-        picture.answer = answer.text
+        picture.answer = answered.text
+        if answered.error is not None:
+            _refuse(picture, f"{picture.image}: {answered.error}")
 
 
 def _refuse(picture, reason):
-    picture.probs, picture.error = None, str(reason)
+    picture.probs, picture.decision, picture.error = None, None, str(reason)
     say(picture.error)
 
 
@@ -174,8 +187,17 @@ def _unsafe(probs, categories):
     return None if unsafe is None else float(unsafe)
 
 
+def _is_unsafe(picture, categories, args):
+    """Whether --fail-on-unsafe counts a picture: by the policy's decision, or without a policy by --unsafe-at."""
+    if picture.probs is None:
+        return False
+    if picture.decision is not None:
+        return picture.decision.flagged
+    return (_unsafe(picture.probs, categories) or 0) >= (UNSAFE_AT if args.unsafe_at is None else args.unsafe_at)
+
+
 def _json_fields(picture, categories, model):
-    fields = dict.fromkeys(("image", "label", "score", "unsafe", "scores", "frames", "answer", "model", "error"))
+    fields = dict.fromkeys(FIELDS)
     fields["image"] = picture.image
     if picture.error is not None:
         return {**fields, "error": picture.error}
@@ -187,6 +209,7 @@ def _json_fields(picture, categories, model):
         "unsafe": _unsafe(picture.probs, categories),
         "scores": dict(zip(categories, picture.probs.tolist())),
         "frames": len(picture.frames),
+        "decision": picture.decision and picture.decision.to_dict(),
         "answer": picture.answer,
         "model": model,
     }
@@ -202,4 +225,6 @@ def _show_table(picture, categories, top):
     block = "\N{FULL BLOCK}" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     for name, score in shown:
         print(f"  {name:{width}}  {score:6.1%}  {block * round(score * BAR_WIDTH)}".rstrip())
+    if picture.decision is not None:
+        print(f"  {printable(picture.decision.in_words())}")
     print(flush=True)

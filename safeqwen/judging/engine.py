@@ -12,6 +12,7 @@ share a forward, how much is prepared ahead, and what an error costs:
 
 import inspect
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class Engine:
         max_pixels=None,
         max_batch_tokens=MAX_BATCH_TOKENS,
         memory_budget=MEMORY_BUDGET,
+        timed=False,
     ):
         """
         Yields the verdict on each of many pictures, in their order.
@@ -148,6 +150,8 @@ class Engine:
             memory_budget (`int`): bytes of pictures that are prepared and not judged yet, at most. Each worker may go
                 over it by the picture that it is at. Half of it is for the pictures that are batched together. What
                 items themselves take is not counted.
+            timed (`bool`): yield pairs: what is yielded else, and the seconds (`float`) that the model took for it, of
+                a batch its share.
 
         Yields:
             `torch.FloatTensor` of shape `(frames, categories)`, float32, on the CPU; or the `Exception` that explains
@@ -173,28 +177,32 @@ class Engine:
         try:
             while window := _take_window(prepared, window_size, memory_budget / 2):
                 failed = window.pop() if isinstance(window[-1], SourceFailed) else None
-                yield from self._judge_window(window, batch_size, max_batch_tokens, budget)
+                for verdict, seconds in self._judge_window(window, batch_size, max_batch_tokens, budget):
+                    yield (verdict, seconds) if timed else verdict
                 if failed is not None:
                     raise failed.error
         finally:
             prepared.close()
 
     def _judge_window(self, window, batch_size, max_batch_tokens, budget):
-        """`judge_each` for a few entries, each a list of [`Frame`] or an exception."""
+        """`judge_each`, timed, for a few entries, each a list of [`Frame`] or an exception."""
         frames = [frame for entry in window if not isinstance(entry, Exception) for frame in entry]
-        verdicts = {}
+        verdicts, seconds = {}, {}
         for batch in self._batches(frames, batch_size, max_batch_tokens):
             batch = [frames[i] for i in batch]
+            started = time.perf_counter()
             verdicts |= zip(map(id, batch), self._judge_batch(batch))
+            seconds |= dict.fromkeys(map(id, batch), (time.perf_counter() - started) / len(batch))
             budget.give_back(sum(frame.num_bytes for frame in batch))
             for frame in batch:
                 frame.pixel_values = None
         for entry in window:
             if isinstance(entry, Exception):
-                yield entry
+                yield entry, 0.0
                 continue
             judged = [verdicts[id(frame)] for frame in entry]
-            yield next((verdict for verdict in judged if isinstance(verdict, Exception)), None) or torch.stack(judged)
+            error = next((verdict for verdict in judged if isinstance(verdict, Exception)), None)
+            yield error or torch.stack(judged), sum(seconds[id(frame)] for frame in entry)
 
     def _batches(self, frames, batch_size, max_batch_tokens):
         """Lists of indices of frames that go through the model together, those of similar size."""
@@ -208,19 +216,12 @@ class Engine:
         return batches
 
     def _judge_batch(self, frames):
-        """Probabilities of each frame or why there are none. What one forward cannot do is tried in two halves."""
-        try:
+        """Probabilities of each frame or why there are none."""
+
+        def judge(frames):
             return list(self._forward(frames).cpu())
-        except (FloatingPointError, RuntimeError, MemoryError) as error:
-            out_of_memory = is_out_of_memory(error)
-            if not out_of_memory and not isinstance(error, FloatingPointError):
-                raise
-            if len(frames) == 1:
-                reason = f"there is not enough memory for a picture of {frames[0].num_tokens} tokens; lower max_pixels"
-                return [MemoryError(reason) if out_of_memory else _without_tensors(error)]
-        # Outside of the except block: there the error would keep the failed forward's tensors alive.
-        middle = len(frames) // 2
-        return self._judge_batch(frames[:middle]) + self._judge_batch(frames[middle:])
+
+        return in_halves(judge, frames, lambda frame: f"picture of {frame.num_tokens} tokens")
 
     def _forward(self, frames):
         """`(frames, categories)` probabilities, float32, on the model's device."""
@@ -235,10 +236,40 @@ class Engine:
             "pixel_values": torch.cat([frame.pixel_values for frame in frames]),
             "image_grid_thw": torch.cat([frame.grid for frame in frames]),
         }
+        return self.model.guard(**self.place(inputs)).img_safety_probs
+
+    def place(self, inputs):
+        """Returns the model's inputs (`dict` of tensors) on the device where it takes them."""
         device = self.model.get_input_embeddings().weight.device
-        if device.type != "meta":  # of a model that accelerate has offloaded, which moves its inputs by itself
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        return self.model.guard(**inputs).img_safety_probs
+        if device.type == "meta":  # of a model that accelerate has offloaded, which moves its inputs by itself
+            return dict(inputs)
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def in_halves(call, items, describe):
+    """
+    What a call returns for each item, or why it has nothing for it. What one batch cannot do is tried in two halves.
+
+    Args:
+        call (callable): `list` of items -> `list` of what came of each.
+        items (`list`)
+        describe (callable): item -> what it is (`str`), for the error of one that does not fit into memory alone.
+
+    Returns:
+        `list`: for each item what `call` returned, or a `FloatingPointError` or `MemoryError`.
+    """
+    try:
+        return call(items)
+    except (FloatingPointError, RuntimeError, MemoryError) as error:
+        out_of_memory = is_out_of_memory(error)
+        if not out_of_memory and not isinstance(error, FloatingPointError):
+            raise
+        if len(items) == 1:
+            reason = f"there is not enough memory for a {describe(items[0])}; lower max_pixels"
+            return [MemoryError(reason) if out_of_memory else _without_tensors(error)]
+    # Outside of the except block: there the error would keep the failed call's tensors alive.
+    middle = len(items) // 2
+    return in_halves(call, items[:middle], describe) + in_halves(call, items[middle:], describe)
 
 
 def items_of(source):

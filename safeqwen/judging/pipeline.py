@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,15 +12,19 @@ from PIL import Image
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
+from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine, SourceFailed, items_of
+from safeqwen.judging.load import default_dtype, load_policy
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import worst_frame
-from safeqwen.loading import default_dtype
-from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
 from safeqwen.processor import save_processor
 
 
 TASK = "image-safety"
+OWN = "own"  # the policy that lies beside the weights
+HUB = ("revision", "token", "cache_dir", "local_files_only")
 ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, Mapping)
 
 logger = logging.getLogger(__name__)
@@ -35,6 +40,7 @@ class Settings:
 
     top_k: int | None = 5
     threshold: float = 0.0
+    policy: SafetyPolicy | str | os.PathLike | None = None
     timeout: float = 10.0
     private_networks: bool = False
     max_pixels: int | None = None
@@ -73,10 +79,13 @@ class SafetyPipeline(Pipeline):
     judge = pipeline("image-safety", model=path)  # after `import safeqwen`; or SafetyPipeline(*safeqwen.load())
     judge("picture.png")
     # [{"label": "weapon_related_violence", "score": 0.98}, {"label": "safe", "score": 0.01}, ...]
+    judge("picture.png", policy="safety_policy.json")["decision"].action
+    # "block"
     ```
 
     Raises:
-        ValueError: if the model has no guard, there is no processor, or a setting is out of range.
+        ValueError: if the model has no guard, there is no processor, a setting is out of range, or the policy is
+            broken or for another model.
     """
 
     _load_processor = True
@@ -97,6 +106,7 @@ class SafetyPipeline(Pipeline):
             _cast(model, default_dtype(self.device))
         self.engine = Engine(model, processor)
         self.engine.image_settings(self.settings.max_pixels)  # raises now if it is out of range
+        self.settings = replace(self.settings, policy=self._policy(self.settings.policy))
 
     def __call__(self, images, *, batch_size=None, num_workers=None, **kwargs):
         """
@@ -114,6 +124,9 @@ class SafetyPipeline(Pipeline):
                 `None` returns all.
             threshold (`float` in [0, 1], *optional*, defaults to 0): categories below it are left out, but for the
                 likeliest.
+            policy ([`SafetyPolicy`], `str` or `os.PathLike`, *optional*): makes a decision of each verdict. The path
+                of a policy's file or folder, or "own" for the one that lies beside the weights
+                (`model.safety_policy`). By default there is no decision, whatever lies there.
             timeout (`float`, *optional*, defaults to 10): seconds for the download of one URL.
             private_networks (`bool`, *optional*, defaults to `False`): as in [`safeqwen.read_image`].
             max_pixels (`int`, *optional*): width x height to which larger pictures are shrunk before they are judged,
@@ -125,8 +138,9 @@ class SafetyPipeline(Pipeline):
                 yet, at most; each worker may exceed it by one picture. A prepared picture takes 24 bytes a pixel.
 
         Returns:
-            For one picture a list of `{"label": str, "score": float}`. For a list of pictures a list, and for a
-            generator or dataset an iterator of those. There a picture that could not be judged is
+            For one picture a list of `{"label": str, "score": float}`, the model's probabilities. With a `policy` it
+            is `{"decision": Decision, "scores": list}`: the [`Decision`], and that list. For a list of pictures a
+            list, and for a generator or dataset an iterator of those. There a picture that could not be judged is
             `{"error": str}` in its place, and the others are judged all the same: one that cannot be read, a row
             that the dataset cannot give, one that does not fit into memory alone. A generator that fails has no more
             pictures: its error is raised after the verdicts on those before.
@@ -136,7 +150,9 @@ class SafetyPipeline(Pipeline):
             FloatingPointError: if the one picture's features are not finite.
             MemoryError: if the one picture is too large for the memory.
             RuntimeError: if the model may not judge: its guard is untrained, or it is in training mode.
-            ValueError: on arguments out of range.
+            ValueError: on arguments out of range; if the policy is broken, for another model, or "own" and there is
+                none.
+            OSError: if the policy cannot be read.
         """
         batch_size = (self._batch_size or 1) if batch_size is None else batch_size
         num_workers = (self._num_workers or 0) if num_workers is None else num_workers
@@ -144,19 +160,34 @@ class SafetyPipeline(Pipeline):
             raise ValueError(
                 f"batch_size must be 1 or more and num_workers 0 or more, got {batch_size}, {num_workers}"
             )
+        if "policy" in kwargs:
+            kwargs["policy"] = self._policy(kwargs["policy"])
         settings = replace(self.settings, **kwargs)
         self.engine.image_settings(settings.max_pixels)  # raises now if it is out of range
         if isinstance(images, ONE_PICTURE) or hasattr(images, "read"):
-            frames = self.preprocess(images, settings)
-            return self.postprocess(self._forward(frames, settings), settings)
+            views = _read(images, settings)
+            probs = self._forward(self.engine.prepare(views, settings.max_pixels), settings)
+            return self.postprocess(probs, settings, settings.policy and frame_numbers(views))
         verdicts = self._judge_each(_undecoded(images), batch_size, num_workers, settings)
         return list(verdicts) if isinstance(images, (list, tuple)) else verdicts
 
     def _judge_each(self, images, batch_size, num_workers, settings):
         """Yields what `postprocess` returns, or `{"error"}`, for each picture, in their order."""
+        waiting = deque()  # those that are on their way through the engine, which keeps their order
+
+        def items():
+            for item in items_of(images):
+                waiting.append(_Item(item))
+                yield item if isinstance(item, (Exception, SourceFailed)) else waiting[-1]
+
+        def read(item):
+            views = _read(item.image, settings)
+            item.frames = settings.policy and frame_numbers(views)
+            return views
+
         verdicts = self.engine.judge_each(
-            images,
-            lambda image: _read(image, settings),
+            items(),
+            read,
             batch_size=batch_size,
             num_workers=num_workers,
             max_pixels=settings.max_pixels,
@@ -164,11 +195,28 @@ class SafetyPipeline(Pipeline):
             memory_budget=settings.memory_budget,
         )
         for probs in verdicts:
+            item = waiting.popleft()
             if isinstance(probs, Exception):
                 known = isinstance(probs, (UnreadableImage, FloatingPointError, MemoryError))
                 yield {"error": str(probs) if known else f"{type(probs).__name__}: {probs}"}
             else:
-                yield self.postprocess(probs, settings)
+                yield self.postprocess(probs, settings, item.frames)
+
+    def _policy(self, policy):
+        """The [`SafetyPolicy`] that a user names, if it is for this model."""
+        if policy is None:
+            return None
+        own = getattr(self.model, "safety_policy", None)
+        if policy == OWN:
+            if own is None:
+                raise ValueError("there is no policy beside these weights: pass one, or its path")
+            policy = own
+        elif not isinstance(policy, SafetyPolicy):
+            policy = SafetyPolicy.load(policy)
+        policy.check(self.model.config.safety_categories)
+        if policy.model is not None and policy != own:
+            policy.check(fingerprint=_fingerprint_of(self.model))
+        return policy
 
     # The four steps that transformers wants of a pipeline.
 
@@ -189,31 +237,70 @@ class SafetyPipeline(Pipeline):
                 raise verdict
         return torch.stack(verdicts)
 
-    def postprocess(self, probs, settings=None):
-        """`(frames, categories)` probabilities -> `[{"label", "score"}, ...]` of the frame least likely to be safe."""
+    def postprocess(self, probs, settings=None, frames=None):
+        """
+        `(views, categories)` probabilities -> `[{"label", "score"}, ...]` of the view least likely to be safe, or with
+        a policy `{"decision", "scores"}`. `frames` (`list[int]`, *optional*) numbers the frame of each view.
+        """
         settings = settings or self.settings
         categories = self.model.config.safety_categories
         scores, ids = probs[worst_frame(probs, categories)].topk(
             min(settings.top_k or len(categories), len(categories))
         )
         verdict = [{"label": categories[i], "score": score} for i, score in zip(ids.tolist(), scores.tolist())]
-        return verdict[:1] + [entry for entry in verdict[1:] if entry["score"] >= settings.threshold]
+        verdict = verdict[:1] + [entry for entry in verdict[1:] if entry["score"] >= settings.threshold]
+        if settings.policy is None:
+            return verdict
+        return {"decision": settings.policy.decide(probs, frames), "scores": verdict}
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves model and processor. Not this file, as the library would: loading it takes the package anyway."""
+        """
+        Saves model and processor, and beside them the policy: the pipeline's, else the model's own, if there is one.
+
+        A policy that names its weights then names those that were written, which differ in their bytes by dtype. The
+        library's copy of this file is left out: loading it takes the package anyway.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
         save_processor(self.processor, save_directory)
+        policy = self.settings.policy or getattr(self.model, "safety_policy", None)
+        if policy is not None:
+            if policy.model is not None:
+                policy = replace(policy, model=weights_fingerprint(save_directory))
+            policy.save(save_directory)
 
 
 class LoadedByPath:
-    """What `pipeline(model=path)` loads by: it notes on the model that nobody asked for the dtype of the file."""
+    """What `pipeline(model=path)` loads by: with its policy, and a note if nobody asked for the dtype of the file."""
 
     @classmethod
     def from_pretrained(cls, path_or_repo, *args, dtype="auto", **kwargs):
         """Returns a [`SafeQwen2_5_VLForConditionalGeneration`]."""
         model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, *args, dtype=dtype, **kwargs)
         model.dtype_was_not_asked_for = dtype == "auto"
+        hub = {name: kwargs[name] for name in HUB if kwargs.get(name)}
+        model.safety_policy = load_policy(path_or_repo, model.config.safety_categories, **hub)
         return model
+
+
+@dataclass(eq=False)
+class _Item:
+    """A picture on its way through the engine, and the `frames` that its views show once it was read."""
+
+    image: object
+    frames: list | None = None
+
+
+def _fingerprint_of(model):
+    """The fingerprint of the files that a model was loaded from, without asking the Hub."""
+    path = model.config._name_or_path
+    revision = getattr(model.config, "_commit_hash", None)
+    try:
+        return weights_fingerprint(path, **({"revision": revision} if revision else {}), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the policy was fitted to certain weights, but whether the model has them cannot be told ({error}): load "
+            "it from their folder, or take dataclasses.replace(policy, model=None) if you know that it has"
+        ) from error
 
 
 def _cast(model, dtype):

@@ -6,7 +6,7 @@ Pictures from wherever they come, as a person would see them, or a refusal that 
 
 from safeqwen.pictures.decode import MAX_FRAMES
 from safeqwen.pictures.errors import UnreadableImage
-from safeqwen.pictures.source import read_bytes, read_image
+from safeqwen.pictures.source import frame_numbers, read_bytes, read_image
 
 
-__all__ = ["MAX_FRAMES", "UnreadableImage", "read_bytes", "read_image"]
+__all__ = ["MAX_FRAMES", "UnreadableImage", "frame_numbers", "read_bytes", "read_image"]

@@ -17,6 +17,7 @@ from safeqwen.pictures.fetch import fetch
 
 
 MAX_BYTES = 64 * 2**20
+FRAME = "safeqwen_frame"  # the key in a view's `info`
 
 
 def read_image(
@@ -54,7 +55,7 @@ def read_image(
             nothing shows on white.
 
     Returns:
-        `list[PIL.Image.Image]`: RGB pictures.
+        `list[PIL.Image.Image]`: RGB pictures. `frame_numbers` tells which frame each one shows.
 
     Raises:
         UnreadableImage: if the source cannot be read, is no whole picture of a known format, exceeds a limit, has a
@@ -103,7 +104,39 @@ def read_bytes(data, *, name=None, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, o
     data = bytes(data)
     name = name or f"<{len(data)} bytes>"
     check_bytes(len(data), name, max_bytes)
-    return [view for samples in decode(data, name, max_pixels) for view in views(samples, one_paper)]
+    return _numbered_views(decode(data, name, max_pixels), one_paper)
+
+
+def frame_numbers(frames):
+    """
+    Returns which frame each view shows (`list[int]`, from 0), for what [`read_image`] or [`read_bytes`] returned.
+
+    A frame has two views if it looks different on white and on black paper: an animation of two such frames gives
+    [0, 0, 1, 1].
+
+    Args:
+        frames (`list[PIL.Image.Image]`): the views of one picture, all or some of them.
+
+    Raises:
+        ValueError: if one of them does not come from there, and says nothing of its frame.
+    """
+    numbers = [getattr(frame, "info", {}).get(FRAME) for frame in frames]
+    if None in numbers:
+        raise ValueError(
+            f"view {numbers.index(None)} does not say which frame it shows: give the views that read_image returned, "
+            "or number your own, two views of one frame alike"
+        )
+    return numbers
+
+
+def _numbered_views(all_samples, one_paper):
+    """The views of all frames; each carries its frame's number in `info`, which copies keep."""
+    numbered = []
+    for number, samples in enumerate(all_samples):
+        for view in views(samples, one_paper):
+            view.info[FRAME] = number
+            numbered.append(view)
+    return numbered
 
 
 def _read_text(text, timeout_s, max_bytes, private_networks):
@@ -200,16 +233,19 @@ def _read_picture(image, max_bytes, max_pixels, one_paper):
             data = file.read(max_bytes + 1)
             file.seek(position)
         return read_bytes(data, name=name, max_bytes=max_bytes, max_pixels=max_pixels, one_paper=one_paper)
-    seen = []
     with refusals(name, remedy="pass the path, or a copy() of it made while its file was open"):
         position = image.tell()
-        for samples in read_frames(image, name, max_pixels):
-            if isinstance(samples.colours, np.ndarray):
-                _check_range(samples.colours, name, 4095, "multiply them by 16 if they have 12 bits")
-            seen += views(samples, one_paper)
+        seen = _numbered_views(_checked(read_frames(image, name, max_pixels), name), one_paper)
         if image.tell() != position:
             image.seek(position)
     return seen
+
+
+def _checked(all_samples, name):
+    for samples in all_samples:
+        if isinstance(samples.colours, np.ndarray):
+            _check_range(samples.colours, name, 4095, "multiply them by 16 if they have 12 bits")
+        yield samples
 
 
 def _read_array(array, max_pixels, one_paper):
@@ -250,7 +286,7 @@ def _read_array(array, max_pixels, one_paper):
         raise UnreadableImage(f"{name}: expected uint8, bool, uint16 or floats in [0, 1]; convert it to uint8")
     image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))
     with refusals(name):
-        return [view for samples in read_frames(image, name, max_pixels) for view in views(samples, one_paper)]
+        return _numbered_views(read_frames(image, name, max_pixels), one_paper)
 
 
 def _check_range(values, name, bound, remedy):

@@ -17,18 +17,22 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub import CODE_FILES
 from safeqwen.hub.configuration_safeqwen import AUTO_MAP
 from safeqwen.hub.guard_safeqwen import GUARD
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
+from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
 from safeqwen.loading import refuse_two_saves
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.prompt import chat_prompt, prompt_ids
+from safeqwen.publishing.evaluations import check_weights_of, eval_results
 from safeqwen.publishing.export import RECORD
 from safeqwen.publishing.model_card import front_matter
 from safeqwen.publishing.record import load_run_model, read_run
@@ -116,6 +120,8 @@ def _findings(published):
         (Qwen2_5_VLForConditionalGeneration.__name__, published.check_plain),
         ("model card", published.check_card),
     ]
+    if (published.folder / POLICY_FILE).exists():
+        checks.append(("policy", published.check_policy))
     if published.run is not None:
         checks.append(("run", published.check_run))
     for name, function in checks:
@@ -306,7 +312,30 @@ class _Published:
         if missing := [field for field in CARD_FIELDS if not fields.get(field)]:
             raise CheckFailed(f"the front matter of README.md lacks {', '.join(missing)}: add them")
         note = "; name the licence before you publish" if fields["license"] == "unknown" else ""
-        return f"license {fields['license']}, base {fields.get('base_model', 'not on the Hub')}{note}"
+        num_figures = self._check_figures(file)
+        figures = f", {num_figures} figures of these weights" if num_figures else ""
+        return f"license {fields['license']}, base {fields.get('base_model', 'not on the Hub')}{figures}{note}"
+
+    def _check_figures(self, card):
+        """The number of figures that the Hub shows, all of which the record holds as measured on these weights."""
+        record = self.folder / RECORD
+        recorded = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        evaluations = recorded.get("evaluations", [])
+        shown = ModelCard.load(card, ignore_metadata_errors=False).data.eval_results or []
+        if evaluations:
+            check_weights_of(evaluations, weights_fingerprint(self.folder))
+        if shown != eval_results(evaluations):
+            raise CheckFailed(
+                f"the model-index of README.md shows {len(shown)} figures, which are not those that {RECORD} holds as "
+                f"evaluations: {AGAIN} with --evaluation"
+            )
+        return len(shown)
+
+    def check_policy(self):
+        names = self._config().get("safety_categories")
+        policy = SafetyPolicy.load(self.folder, names, weights_fingerprint(self.folder))
+        fitted = "fitted to these weights" if policy.model else "fitted to no particular weights"
+        return f"mode {policy.mode}, unsafe from {policy.unsafe_threshold:g}, {fitted}"
 
     def check_run(self):
         rounding = max(ROUNDING[dtype] for dtype in self._dtypes())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
 from safeqwen.files import whole_or_nothing, write_json
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub import CODE_FILES
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.processor import save_processor
 from safeqwen.prompt import prompt_ids
+from safeqwen.publishing.evaluations import check_weights_of, read_evaluation
 from safeqwen.publishing.model_card import model_card, without_folders
 from safeqwen.publishing.record import ADAPTER_FILE, load_run, read_run
 
@@ -30,12 +34,17 @@ def export(
     max_shard_size="5GB",
     private=None,
     adapter_only=False,
+    evaluations=(),
+    policy=None,
 ):
     """Returns the folder (`Path`) that a finished run was written to, ready to load and to publish.
 
     It holds the merged weights, the code files, the configuration, the processor for both generations of
     transformers, a model card, and safeqwen_run.json, which is the run's record without folders of this machine. The
     folder appears as a whole or not at all.
+
+    An evaluation needs a folder to evaluate: export, evaluate and calibrate that folder, then export the run again
+    with what came of it. The same run in the same dtype gives the same weights, and other weights are refused.
 
     Args:
         run (`str` or `os.PathLike`): folder of the run.
@@ -46,10 +55,14 @@ def export(
         private (`bool`, *optional*): of a repository that is created. By default as its owner has set.
         adapter_only (`bool`, *optional*, defaults to `False`):
             Write the adapter of a LoRA run as it was trained, for `PeftModel.from_pretrained` on the base.
+        evaluations (`list` of `str` or `os.PathLike`, *optional*):
+            Folders that `safeqwen evaluate` wrote, for the card and its `model-index`.
+        policy (`str` or `os.PathLike`, *optional*): file of a `SafetyPolicy`, to be written beside the weights.
 
     Raises:
         ValueError: as `load_run`; if `out` holds something, or another export left it half written; if a weight is
-            not finite, or does not fit into `dtype`; if there is no adapter to write.
+            not finite, or does not fit into `dtype`; if there is no adapter to write; if an evaluation or the policy
+            cannot be read, or belongs to other categories or other weights.
         OSError: if `out` cannot be written, e.g. because the disk is full.
         RuntimeError: if the folder was written, but not uploaded.
     """
@@ -59,12 +72,22 @@ def export(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if adapter_only and record["tuning"] != "lora":
         raise ValueError(f"{run} has no adapter, its tuning is {record['tuning']}: leave --adapter-only out")
+    if adapter_only and (evaluations or policy is not None):
+        raise ValueError("evaluations and policies are of whole weights, not of an adapter: leave --adapter-only out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: choose another folder, or remove it")
     if push is not None:
         _refuse_unless_logged_in(push)  # before the work, not after it
 
-    card = model_card(record, push or out.name, None if adapter_only else dtype)
+    categories = record["safety_categories"]
+    evaluations = [read_evaluation(folder, categories) for folder in evaluations]
+    if policy is not None:
+        try:
+            policy = SafetyPolicy.load(policy, categories)
+            policy = replace(policy, fitted=without_folders(policy.fitted))
+        except OSError as error:
+            raise ValueError(f"the policy cannot be read: {error}") from error
+    card = model_card(record, push or out.name, None if adapter_only else dtype, evaluations, policy)
     with whole_or_nothing(out) as folder:
         model, processor = load_run(run)
         try:
@@ -73,8 +96,13 @@ def export(
             else:
                 model.config.safety_prompt_ids = prompt_ids(processor)
                 _write_model(model, DTYPES[dtype], max_shard_size, folder)
+            if evaluations or policy is not None:
+                _check_fingerprint(weights_fingerprint(folder), evaluations, policy)
+            if policy is not None:
+                policy.save(folder)
             save_processor(processor, folder)
-            write_json(folder / RECORD, without_folders(record))
+            evaluated = {"evaluations": evaluations} if evaluations else {}
+            write_json(folder / RECORD, without_folders({**record, **evaluated}))
             (folder / "README.md").write_text(card, encoding="utf-8")
             for file in folder.glob("*.safetensors"):  # readable for the owner alone, as safetensors writes them
                 file.chmod((folder / "README.md").stat().st_mode)
@@ -116,6 +144,13 @@ def _cast(module, dtype, prefix=""):
                 f"{torch.finfo(dtype).max:.6g}: export with --dtype bfloat16"
             )
         parameter.data = cast
+
+
+def _check_fingerprint(fingerprint, evaluations, policy):
+    """Raises a `ValueError` if an evaluation or the policy (or `None`) belongs to other weights."""
+    check_weights_of(evaluations, fingerprint)
+    if policy is not None:
+        policy.check(fingerprint=fingerprint)
 
 
 def _write_adapter(record, final, folder):

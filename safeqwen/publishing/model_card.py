@@ -2,16 +2,16 @@
 
 import json
 import re
-import shlex
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import yaml
 from huggingface_hub import hf_hub_download
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from safeqwen.provenance import without_folders
+from safeqwen.publishing.evaluations import eval_results, results_section
 
 
-# The folders of an absolute path within a text. A URL's slashes stand after a colon and side by side, those of a
-# relative path after a word or a dot.
-FOLDERS = re.compile(r"""(?<![\w./~-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/])(?:[^\s"'<>|,;:=()\[\]{}\\/]+[\\/])*""")
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 CARD = """\
@@ -38,7 +38,7 @@ print(processor.batch_decode(answer, skip_special_tokens=True)[0])
 ```
 
 The verdict comes from the pass that starts the answer; `model.guard(**inputs)` gives it alone. It is an
-estimate, and no threshold comes with it: choose one on your own data.
+estimate. {threshold}
 
 ## Categories
 
@@ -64,7 +64,7 @@ with these settings:
 ## Results
 
 {results}
-
+{evaluation}
 ## Versions
 
 {versions}
@@ -113,40 +113,15 @@ base = load_base(
 model = PeftModel.from_pretrained(base, {name}).eval()
 processor = AutoProcessor.from_pretrained({name})
 """
+NO_POLICY = "No threshold comes with it: choose one on your own data."
+POLICY = """\
+What to do about it stands in `safety_policy.json`: `safeqwen.load` puts it at
+`model.safety_policy`, and `safeqwen judge` applies it. See whether its thresholds suit your own data."""
 RECIPES = {
     "lora": "LoRA on the language model, and the guard,",
     "full": "All weights, and the guard,",
     "guard_only": "The guard alone, on frozen weights,",
 }
-
-
-def without_folders(value, key=None):
-    """Returns a value of JSON with absolute paths cut to their last part, so that no folder of a machine is published.
-
-    `{"files": ["/home/me/rows.jsonl", "data/more.jsonl"]}` -> `{"files": ["rows.jsonl", "data/more.jsonl"]}`.
-    URLs, names of categories and keys stay as they are.
-
-    Args:
-        value: dictionaries and lists of texts and other things.
-        key (`str`, *optional*): under which it stands; a `"command"` is cut word by word.
-    """
-    if isinstance(value, dict):
-        return {name: without_folders(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return value if key == "safety_categories" else [without_folders(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if key == "command":
-        try:
-            words = shlex.split(value)
-        except ValueError:  # a quote that does not end
-            words = value.split()
-        return shlex.join("=".join(map(without_folders, word.split("=", 1))) for word in words)
-    value = value.replace("file://", "")
-    for path in (PurePosixPath(value), PureWindowsPath(value)):
-        if path.is_absolute():
-            return path.name
-    return FOLDERS.sub("", value)
 
 
 def front_matter(text):
@@ -167,18 +142,20 @@ def front_matter(text):
     return fields
 
 
-def model_card(record, name, dtype):
+def model_card(record, name, dtype, evaluations=(), policy=None):
     """Returns the README.md (`str`) of an exported run, made of the run's record and the base's own card alone.
 
     Args:
         record (`dict`): run.json.
         name (`str`): what the card's code loads: a folder's name, or a repository's.
         dtype (`str` or `None`): of the weights; `None` for an adapter alone.
+        evaluations (`list[dict]`, *optional*): metrics.json of evaluations of these weights.
+        policy ([`SafetyPolicy`], *optional*): that is published with them.
     """
     of_base, is_local = _front_matter_of(record["base_model"], record["base_revision"])
     # By its card, which travels with it and with what is made of it.
     is_demo = {"safety", "guard", "demo"} <= {*(of_base.get("tags") or ())}
-    record = without_folders(record)
+    record, evaluations = without_folders(record), without_folders([*evaluations])
     tuning, base, revision = record["tuning"], record["base_model"], record["base_revision"]
     categories, metrics = record["safety_categories"], record["metrics"]
     data = {split: rows for split, rows in record["data"].items() if rows}
@@ -197,9 +174,12 @@ def model_card(record, name, dtype):
         "pipeline_tag": "image-text-to-text",
         "tags": tags + ["demo"] * is_demo,
     }
+    title = name.rsplit("/", 1)[-1]
+    if evaluations:
+        fields["model-index"] = eval_results_to_model_index(title, eval_results(evaluations))
     return CARD.format(
         front_matter=yaml.safe_dump(fields, sort_keys=False, allow_unicode=True),
-        title=name.rsplit("/", 1)[-1],
+        title=title,
         what=(f"Weights in {dtype}: " if dtype else f"An adapter for `{base}`, guard included: ")
         + "Qwen2.5-VL that answers questions about a picture and, in the same pass, says which of "
         f"{len(categories)} categories the picture belongs to.",
@@ -212,6 +192,7 @@ def model_card(record, name, dtype):
             revision=f"\n    revision={_quoted(revision)}," if revision else "",
             categories=_quoted(categories),
         ),
+        threshold=NO_POLICY if policy is None else POLICY,
         categories=_table(
             ["id", "name", *(f"{split} rows" for split in data)],
             [[i, f"`{name}`", *(counts[s].get(name, 0) for s in data)] for i, name in enumerate(categories)],
@@ -235,6 +216,7 @@ def model_card(record, name, dtype):
         "Measured by the command above."
         if metrics
         else "Not measured.",
+        evaluation=f"\n## Evaluation\n\n{results_section(evaluations, policy)}\n" if evaluations else "",
         versions=_table(["package", "version"], [item for item in record["versions"].items() if item[1]]),
         fewest=", ".join(fewest),
         licence=f"The base came under `{licence.get('license_name', licence['license'])}`, whose terms apply to "

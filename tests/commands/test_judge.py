@@ -23,7 +23,7 @@ from tools.demo.pictograms import draw
 SEED = 4_000_000
 LOGGED = re.compile(r"[IWE]\d{4} ")  # torch's log lines
 NAMES = [category.name for category in CATEGORIES]
-FIELDS = ["image", "label", "score", "unsafe", "scores", "frames", "answer", "model", "error"]
+FIELDS = ["image", "label", "score", "unsafe", "scores", "frames", "decision", "answer", "model", "error"]
 
 
 def safeqwen(*arguments, **kwargs):
@@ -83,7 +83,7 @@ def test_json_is_one_documented_object_a_line(pictures):
     assert judged["label"] == "suicide" and judged["score"] == judged["scores"]["suicide"] > 0.5
     assert list(judged["scores"]) == NAMES and sum(judged["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert judged["unsafe"] == pytest.approx(1 - judged["scores"]["safe"])
-    assert (judged["frames"], judged["answer"], judged["error"]) == (1, None, None)
+    assert (judged["frames"], judged["decision"], judged["answer"], judged["error"]) == (1, None, None, None)
     assert {field for field, value in refused.items() if value is not None} == {"image", "error"}
     assert "demo checkpoint" not in done.stderr  # --model was given
     documented = safeqwen("judge", "--help").stdout

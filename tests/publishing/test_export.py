@@ -23,7 +23,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLF
 import safeqwen.publishing.export as exporting
 import safeqwen.publishing.record as recording
 from safeqwen import DEMO_CHECKPOINT, SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.loading import load, load_base
+from safeqwen.judging.load import load
+from safeqwen.loading import load_base
 from safeqwen.processor import save_processor
 from safeqwen.prompt import chat_prompt
 from safeqwen.publishing.export import export
