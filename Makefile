@@ -9,8 +9,8 @@ demo: .venv/ready
 
 # Both generations of transformers, each told where the other is: what one saves, the other must load.
 test: .venv/ready-for-tests .venv-4/ready
-	SAFEQWEN_OTHER_PYTHON=.venv-4/bin/python .venv/bin/python -m pytest -n 2
-	SAFEQWEN_OTHER_PYTHON=.venv/bin/python .venv-4/bin/python -m pytest -n 2
+	SAFEQWEN_OTHER_PYTHON=.venv-4/bin/python .venv/bin/python -m pytest -n 2 --dist worksteal
+	SAFEQWEN_OTHER_PYTHON=.venv/bin/python .venv-4/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

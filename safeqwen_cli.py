@@ -159,6 +159,13 @@ def natural(text):
     return value
 
 
+def resamples(text):
+    value = int(text)
+    if value < 100:
+        raise argparse.ArgumentTypeError(f"expected 100 or more, for intervals of 95 %, got {value}")
+    return value
+
+
 def seconds(text):
     value = float(text)
     if not 0 < value < float("inf"):  # NaN neither
@@ -392,6 +399,13 @@ def add_evaluate(commands):
     evaluate.add_argument("--limit", type=positive, metavar="N", help="the first N rows alone")
     evaluate.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder, or a stopped run's")
     evaluate.add_argument("--policy", metavar="FILE", help="safety_policy.json (default: the model's own, if any)")
+    evaluate.add_argument(
+        "--resamples",
+        type=resamples,
+        metavar="N",
+        default=1000,
+        help="of the pictures, for the intervals; 100 for a quick look (default: %(default)s)",
+    )
 
     model = evaluate.add_argument_group("model")
     model.add_argument("--model", metavar="PATH", default="demo", help="folder or repository (default: demo)")

@@ -103,7 +103,7 @@ def _evaluate(args):
     )
 
     say("the figures and their intervals take up to a minute")
-    metrics = evaluation_metrics(args.out, policy, command)
+    metrics = evaluation_metrics(args.out, policy, command, args.resamples)
     if metrics["policy_was_fitted_to_these_rows"]:
         say("the policy was fitted to these very rows: figures after it look better than on new ones")
     write_json(args.out / "metrics.json", metrics)

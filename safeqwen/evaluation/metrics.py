@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from safeqwen.evaluation.answer_metrics import answer_metrics, group_by, why_no_answer
-from safeqwen.evaluation.bootstrap import picture_of
+from safeqwen.evaluation.bootstrap import NUM_RESAMPLES, picture_of
 from safeqwen.evaluation.guard_metrics import guard_metrics, why_not_counted
 from safeqwen.evaluation.rows import pictures_digest, read_rows, rows_digest
 from safeqwen.provenance import package_versions, without_folders
@@ -20,7 +20,7 @@ OF_RUN = ("benchmark", "model", "model_fingerprint", "categories", "command", "v
 __all__ = ["answer_metrics", "evaluation_metrics", "guard_metrics"]
 
 
-def evaluation_metrics(folder, policy=None, command=None):
+def evaluation_metrics(folder, policy=None, command=None, num_resamples=NUM_RESAMPLES):
     """
     Everything that `metrics.json` holds, from `rows.jsonl` and `run.json` of an evaluation's folder.
 
@@ -28,6 +28,7 @@ def evaluation_metrics(folder, policy=None, command=None):
         folder (`str` or `Path`): that `safeqwen evaluate` wrote to.
         policy ([`SafetyPolicy`], *optional*): gives `guard_after_policy` beside `guard`.
         command (`str`, *optional*): the command line, where it is not that of run.json.
+        num_resamples (`int`): as in [`bootstrap`].
 
     Returns:
         `dict`: see docs/evaluation.md. The same files give the same `dict`.
@@ -43,7 +44,7 @@ def evaluation_metrics(folder, policy=None, command=None):
     categories = run["categories"]
     if policy is not None:
         policy.check(categories, run["model_fingerprint"])
-    by = group_by(rows)
+    by, settings = group_by(rows), {"num_resamples": num_resamples}
     counted = any(why_not_counted(row) is None for row in rows)
     asked = any(row.answer is not None or row.answer_error is not None for row in rows)
     answered = any(why_no_answer(row, by) is None for row in rows)
@@ -66,9 +67,11 @@ def evaluation_metrics(folder, policy=None, command=None):
             "excluded": by_reason((row.id, why_not_counted(row)) for row in rows),
             "excluded_answers": by_reason((row.id, why_no_answer(row, by)) for row in rows) if asked else {},
         },
-        "guard": guard_metrics(rows, categories) if counted else None,
-        "guard_after_policy": guard_metrics(rows, categories, policy=policy) if counted and policy else None,
-        "answers": answer_metrics(rows) if answered else None,
+        "guard": guard_metrics(rows, categories, **settings) if counted else None,
+        "guard_after_policy": guard_metrics(rows, categories, policy=policy, **settings)
+        if counted and policy
+        else None,
+        "answers": answer_metrics(rows, **settings) if answered else None,
         "policy": None if policy is None else policy.to_dict() | {"fitted": without_folders(policy.fitted)},
         "rows_sha256": rows_sha256,
         "policy_was_fitted_to_these_rows": policy is not None and policy.was_fitted_to(pictures_digest(rows)),

@@ -3,13 +3,12 @@
 import builtins
 import io
 import json
-from functools import partial
 
 import pytest
 
 from safeqwen import load
 from safeqwen.commands import evaluate as command
-from safeqwen.evaluation import metrics, plots, report
+from safeqwen.evaluation import plots, report
 from safeqwen.evaluation.answers import JudgeUnavailable
 from safeqwen.evaluation.rows import read_rows
 from safeqwen.judging.policy import SafetyPolicy
@@ -51,12 +50,6 @@ def data(tmp_path_factory):
     return holisafe_folder(tmp_path_factory.mktemp("data") / "holisafe", 20)
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    for name in ("guard_metrics", "answer_metrics"):
-        monkeypatch.setattr(metrics, name, partial(getattr(metrics, name), num_resamples=100))
-
-
 @pytest.fixture
 def no_page(monkeypatch):
     monkeypatch.setattr(plots, "write_plots", lambda rows, metrics, folder: [])
@@ -64,7 +57,8 @@ def no_page(monkeypatch):
 
 
 def evaluate(data, out, *arguments):
-    given = ["--benchmark", "holisafe-bench", "--data", data, "--out", out, "--device", "cpu", *arguments]
+    given = ["--benchmark", "holisafe-bench", "--data", data, "--out", out, "--device", "cpu"]
+    given += ["--resamples", "100", *arguments]
     return main(["evaluate", *map(str, given)])
 
 
@@ -203,3 +197,10 @@ def test_an_interval_without_width_is_not_printed_as_certainty(capsys):
     command._print_figures("guard", {"false positive rate": figure})
     line = capsys.readouterr().out.splitlines()[-1]
     assert "none" in line and "0.000 to" not in line and line.endswith("14  all resamples agree")
+
+
+def test_too_few_resamples_are_refused_before_anything_is_judged(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate(data, tmp_path / "out", "--resamples", "99")
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    assert "expected 100 or more, for intervals of 95 %, got 99" in capsys.readouterr().err

@@ -1,20 +1,18 @@
 """`metrics.json` as a whole: what is counted, what is left out and why."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
 import pytest
 from guard_rows import CATEGORIES, answered, judged, six_rows, write_evaluation
 
-from safeqwen.evaluation.metrics import answer_metrics, evaluation_metrics, guard_metrics
+import safeqwen.evaluation.metrics
 from safeqwen.judging.policy import SafetyPolicy
 
 
-@pytest.fixture(autouse=True)
-def fewer_resamples(monkeypatch):
-    for function in (guard_metrics, answer_metrics):
-        monkeypatch.setitem(function.__kwdefaults__, "num_resamples", 100)
+evaluation_metrics = functools.partial(safeqwen.evaluation.metrics.evaluation_metrics, num_resamples=100)
 
 
 def test_every_row_is_counted_or_listed_with_its_reason(tmp_path):
