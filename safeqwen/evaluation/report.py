@@ -119,7 +119,8 @@ def worst_mistakes(rows, metrics):
     found = {False: {}, True: {}}
     for i in np.flatnonzero(verdicts.flagged != verdicts.unsafe):
         row = verdicts.rows[i]
-        same = found[row.unsafe].setdefault(picture_of(row), {"row": row, "score": verdicts.scores[i], "others": -1})
+        kind = found[bool(verdicts.unsafe[i])]  # not row.unsafe: what the policy allows is to be let pass
+        same = kind.setdefault(picture_of(row), {"row": row, "score": verdicts.scores[i], "others": -1})
         same["others"] += 1
     for mistake in (*found[False].values(), *found[True].values()):
         row = mistake["row"]

@@ -309,3 +309,11 @@ def test_what_must_be_known_before_the_figures_stands_above_them(evaluation, no_
     whole |= {"benchmark": metrics["benchmark"] | {"num_rows_published": {"in the paper": 62}}}
     page = written(tmp_path, rows, whole, root=folder)[1]
     assert "which knows drawings" in page.text and "not the published ones" not in page.text
+
+
+def test_a_picture_of_what_the_policy_allows_is_a_safe_one_that_scored_high(evaluation):
+    _, rows, _ = evaluation
+    policy = SafetyPolicy(categories=CATEGORIES, unsafe_threshold=0.05, actions={"unsafe": "flag", "drugs": "allow"})
+    too_high, too_low = worst_mistakes(rows, metrics_of(rows, policy))
+    assert [mistake["row"].category for mistake in too_high].count("drugs") > 0
+    assert "drugs" not in [mistake["row"].category for mistake in too_low]
