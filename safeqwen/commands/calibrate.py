@@ -1,7 +1,6 @@
 """`safeqwen calibrate`: fits a policy to the rows of evaluations, and says what it does on rows held out."""
 
 import datetime
-import hashlib
 import importlib.util
 import json
 import shlex
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from safeqwen.commands.terminal import prepare_streams, printable, say
 from safeqwen.evaluation import INSTALL
-from safeqwen.evaluation.rows import pictures_digest, read_rows
+from safeqwen.evaluation.rows import pictures_digest, read_rows, rows_digest
 from safeqwen.files import write_json
 from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
 from safeqwen.provenance import git_commit, package_versions
@@ -76,14 +75,13 @@ def _read(paths):
     all_rows, sources, models = [], [], {}
     for path in map(Path, paths):
         rows = read_rows(path)
-        file = path / "rows.jsonl" if path.is_dir() else path
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = rows_digest(path)
         if digest in {source["sha256"] for source in sources}:
             raise ValueError(f"{path} holds the same rows as another of the files: give each once")
         pictures = pictures_digest(rows)
         sources.append({"name": path.resolve().name, "sha256": digest, "pictures_sha256": pictures, "rows": len(rows)})
         all_rows += rows
-        record = file.with_name("run.json")
+        record = (path if path.is_dir() else path.parent) / "run.json"
         if record.exists():
             facts = json.loads(record.read_text(encoding="utf-8"))
             models[path] = {

@@ -70,6 +70,11 @@ CATEGORIES = tuple(
 )
 
 
+def title_of(name):
+    """Returns a category in words (`str`), such as "drug-related hazards"; one of one's own by its name."""
+    return next((known.title for known in CATEGORIES if known.name == name), name.replace("_", " "))
+
+
 class Taxonomy:
     """
     Finds the column of a label by name, alias or number.

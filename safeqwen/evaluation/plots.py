@@ -15,10 +15,9 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from safeqwen.data.taxonomy import CATEGORIES
+from safeqwen.data.taxonomy import title_of
 from safeqwen.evaluation.guard_metrics import ECE_BINS, take_verdicts
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.judging.verdict import unsafe_probability
 
 
 NUM_HISTOGRAM_BINS = 20
@@ -100,6 +99,9 @@ def write_plots(rows, metrics, folder):
 
 def make_plots(rows, metrics):
     """Returns the plots (`list[Plot]`) of an evaluation, in the order of a page; those without data have a reason."""
+    policy = policy_of(metrics)
+    if policy is not None and policy.allowed:  # its figures are of other labels, and lie on no curve of these
+        metrics = {**metrics, "policy": None, "guard_after_policy": None}
     guard = metrics["guard"]
     curves = [
         ("histogram", "Scores by label", _histogram),
@@ -151,19 +153,13 @@ def scores_of(rows, metrics):
     verdicts = take_verdicts(rows, metrics["model"]["categories"])
     calibrated = None
     if policy is not None:
-        calibrated = unsafe_probability(policy.calibrated(verdicts.probs), policy.categories)
+        calibrated = policy.unsafe_score(verdicts.probs)
     return Scores(verdicts.unsafe, verdicts.scores, calibrated, policy)
 
 
 def policy_of(metrics):
     """Returns the [`SafetyPolicy`] that `metrics.json` was computed with, or `None`."""
     return None if metrics["policy"] is None else SafetyPolicy(**metrics["policy"])
-
-
-def title_of(category):
-    """A category in words (`str`), such as "drug-related hazards"."""
-    titles = {known.name: known.title for known in CATEGORIES}
-    return titles.get(category, category.replace("_", " "))
 
 
 def figure_text(figure):

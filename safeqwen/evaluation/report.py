@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from safeqwen.data.taxonomy import title_of
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import take_verdicts
 from safeqwen.evaluation.page import data_url, render, thumbnail
-from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, policy_of, title_of
+from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, policy_of
 from safeqwen.judging.verdict import SAFE
 from safeqwen.provenance import without_folders
 

@@ -140,9 +140,14 @@ class RowsFile:
             data = data[self._file.write(data) :]
 
 
-def rows_digest(folder):
-    """Returns the sha256 (`str`) of a folder's `rows.jsonl`, by which figures say what they are of."""
-    return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+def rows_digest(path):
+    """Returns the sha256 (`str`) of a `rows.jsonl`, given as `read_rows` takes it: which rows figures are of."""
+    return hashlib.sha256(_file_of(path).read_bytes()).hexdigest()
+
+
+def _file_of(path):
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
 
 
 def pictures_digest(rows):
@@ -159,8 +164,7 @@ def read_rows(path):
             that there are rows to come.
         OSError: if it cannot be read.
     """
-    path = Path(path)
-    file = path / FILE if path.is_dir() else path
+    file = _file_of(path)
     if not file.is_file():
         raise ValueError(f"there is no {file}: give a folder that safeqwen evaluate wrote, or its {FILE}")
     data = file.read_bytes()

@@ -124,7 +124,7 @@ def calibrate(
         raise ValueError(
             "the policy to start from allows 'unsafe': that rule never fires, and has no threshold to fit"
         )
-    allowed = [name for name in base.categories if base.actions.get(name) == "allow"]
+    allowed = base.allowed
     policy = replace(base, model=fingerprint, fitted=None)
 
     pictures, excluded = _one_a_picture(rows, base.categories, allowed)

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
-from safeqwen.data.taxonomy import CATEGORIES
+from safeqwen.data.taxonomy import title_of
+from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES
 from safeqwen.judging.verdict import SAFE
 
 
@@ -28,8 +29,6 @@ OPENAI = {
     "violence": ("animal_abuse", "physical_altercation", "terrorism", "weapon_related_violence"),
     "violence/graphic": (),
 }
-
-TITLES = {category.name: category.title for category in CATEGORIES}
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Decision:
         elif names == "groups":
             results = {name: (group["score"], group["flagged"]) for name, group in self.groups.items()}
         elif names == "openai":
-            if foreign := [name for name in harms if name not in TITLES]:
+            if foreign := [name for name in harms if name not in HOLISAFE_CATEGORIES]:
                 raise ValueError(
                     f"OpenAI's names are known for HoliSafe's categories only, and {', '.join(foreign)} are not among "
                     "those: use 'categories', or 'groups' and name the policy's groups as you need"
@@ -146,7 +145,7 @@ class Decision:
                 counted = f"{counted} of {_percent(self.unsafe)}, the rest is allowed"
             words = f"{action}: no rule fired, {counted} (severity {self.severity})"
         else:
-            title = TITLES.get(self.reason.category, self.reason.category.replace("_", " "))
+            title = title_of(self.reason.category)
             what, likeliest = (UNSAFE, f", most likely {title}") if self.reason.rule == UNSAFE else (title, "")
             bound = f"{_percent(self.reason.score)} >= {100 * self.reason.threshold:.4g} %"
             words = f"{action}: {what} {bound}{likeliest} (severity {self.severity})"

@@ -350,7 +350,7 @@ class SafetyPolicy:
             total = probs.sum(axis=-1, keepdims=True) - probs[..., safe, None]
             probs = np.divide(probs, total, out=np.zeros_like(probs), where=total > 0) * unsafe[..., None]
             probs[..., safe] = 1 - unsafe
-        allowed = [self.actions.get(name) == "allow" for name in self.categories]
+        allowed = [self.categories.index(name) for name in self.allowed]
         return probs, unsafe, np.maximum(unsafe - probs[..., allowed].sum(axis=-1), 0)
 
     def _calibrated_unsafe(self, raw):

@@ -178,3 +178,10 @@ def test_a_category_with_signs_of_mathematics_is_drawn_as_it_is_written(rows, me
     guard = dict(metrics["guard"], per_category={"$x^{$": metrics["guard"]["per_category"]["drugs"]})
     plot = next(plot for plot in make_plots(rows, {**metrics, "guard": guard}) if plot.name == "per-category")
     assert Image.open(io.BytesIO(plot.png("light"))).size[0] > 900
+
+
+def test_a_policy_that_allows_a_harm_is_left_out_of_curves_of_other_labels(rows, metrics):
+    allowing = SafetyPolicy(categories=CATEGORIES, temperature=2.0, actions={"unsafe": "flag", CATEGORIES[1]: "allow"})
+    for plain, allowed in zip(make_plots(rows, metrics), make_plots(rows, metrics_of(rows, allowing))):
+        lines = [[len(axes.lines) for axes in plot.figure("light").axes] for plot in (plain, allowed)]
+        assert lines[0] == lines[1]
