@@ -66,7 +66,7 @@ def _evaluate(args):
     try:  # before hours of work, not after
         from safeqwen.evaluation.benchmarks import load_benchmark
         from safeqwen.evaluation.metrics import evaluation_metrics
-        from safeqwen.evaluation.plots import write_plots
+        from safeqwen.evaluation.plots import make_plots, write_plots
         from safeqwen.evaluation.report import write_report
     except ModuleNotFoundError as error:
         if error.name.startswith("safeqwen"):
@@ -107,8 +107,9 @@ def _evaluate(args):
     if metrics["policy_was_fitted_to_these_rows"]:
         say("the policy was fitted to these very rows: figures after it look better than on new ones")
     write_json(args.out / "metrics.json", metrics)
-    write_plots(rows, metrics, args.out)
-    page = write_report(args.out, rows, metrics, benchmark.root, benchmark.examples)
+    plots = make_plots(rows, metrics)
+    write_plots(plots, args.out)
+    page = write_report(args.out, rows, metrics, plots, benchmark.root, benchmark.examples)
     if SAFE in categories:
         write_records(rows, args.out)
     print(_num_rows(benchmark))

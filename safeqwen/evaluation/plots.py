@@ -6,6 +6,7 @@ Curves and bins are scikit-learn's and NumPy's, of the rows that the metrics cou
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib.style
@@ -61,8 +62,12 @@ class Plot:
             figure.suptitle(self.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         return figure
 
-    def png(self, theme):
-        """The `bytes` of its PNG file, for a theme of `THEMES`."""
+    @cached_property
+    def pngs(self):
+        """Theme of `THEMES` -> the `bytes` of its PNG file, drawn once: the files and the page show the same."""
+        return {theme: self._png(theme) for theme in THEMES}
+
+    def _png(self, theme):
         drawn, file = io.BytesIO(), io.BytesIO()
         with matplotlib.style.context(["default", _style(THEMES[theme])]):
             self.figure(theme).savefig(drawn, format="png", dpi=PIXELS_PER_INCH)
@@ -71,14 +76,14 @@ class Plot:
         return file.getvalue()
 
 
-def write_plots(rows, metrics, folder):
+def write_plots(plots, folder):
     """
     Writes the plots of an evaluation that can be drawn to `folder/plots`, and removes what an earlier run left there
     of those that cannot.
 
     Args:
-        rows (`list[Row]`): of the evaluation.
-        metrics (`dict`): its `metrics.json`.
+        plots (`list[Plot]`): as `make_plots` returns them.
+        folder (`str` or `Path`): of the evaluation.
 
     Returns:
         `list[Path]`: the PNG files, two a plot.
@@ -86,13 +91,13 @@ def write_plots(rows, metrics, folder):
     folder = Path(folder) / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for plot in make_plots(rows, metrics):
+    for plot in plots:
         for theme in THEMES:
             path = folder / f"{plot.name}-{theme}.png"
             if plot.reason is not None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_bytes(plot.png(theme))
+                path.write_bytes(plot.pngs[theme])
                 written.append(path)
     return written
 

@@ -10,7 +10,7 @@ from safeqwen.data.taxonomy import title_of
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import take_verdicts
 from safeqwen.evaluation.page import data_url, render, thumbnail
-from safeqwen.evaluation.plots import THEMES, figure_text, make_plots, policy_of
+from safeqwen.evaluation.plots import figure_text, policy_of
 from safeqwen.judging.verdict import SAFE
 from safeqwen.provenance import without_folders
 
@@ -55,7 +55,7 @@ GROUPS = {
 CATEGORY_FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "precision": "Precision", "recall": "Recall"}
 
 
-def write_report(folder, rows, metrics, data_root, examples=()):
+def write_report(folder, rows, metrics, plots, data_root, examples=()):
     """
     Writes `folder/report.html` and returns its path.
 
@@ -66,6 +66,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
         folder (`str` or `Path`): of the evaluation.
         rows (`list[Row]`): all of its rows, those with an error too.
         metrics (`dict`): its `metrics.json`.
+        plots (`list[Plot]`): as `make_plots` returns them.
         data_root (`str` or `Path`, *optional*): the folder that each `image_name` is relative to.
         examples (iterable of [`Example`], *optional*): of the benchmark, for one that keeps its pictures in a table.
     """
@@ -88,7 +89,7 @@ def write_report(folder, rows, metrics, data_root, examples=()):
         category_figures=CATEGORY_FIGURES,
         answers=_answer_tables(metrics["answers"]),
         policy=_policy_facts(metrics["policy"], metrics["policy_was_fitted_to_these_rows"]),
-        plots=[_embedded(plot) for plot in make_plots(rows, metrics)],
+        plots=[_embedded(plot) for plot in plots],
         errors=failed[:NUM_ERRORS_SHOWN],
         num_errors=len(failed),
         mistakes=[
@@ -172,7 +173,7 @@ def _picture(row, image, data_root):
 
 
 def _embedded(plot):
-    pngs = {} if plot.reason else {theme: data_url(plot.png(theme), "image/png") for theme in THEMES}
+    pngs = {} if plot.reason else {theme: data_url(png, "image/png") for theme, png in plot.pngs.items()}
     return {"plot": plot, "large": plot.name == "confusion-matrix", **pngs}
 
 

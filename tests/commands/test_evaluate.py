@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def no_page(monkeypatch):
-    monkeypatch.setattr(plots, "write_plots", lambda rows, metrics, folder: [])
+    monkeypatch.setattr(plots, "make_plots", lambda rows, metrics: [])
     monkeypatch.setattr(report, "write_report", lambda folder, *rest: folder / "report.html")
 
 

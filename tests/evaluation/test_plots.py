@@ -37,7 +37,7 @@ def labels_and_scores(rows):
 
 
 def test_every_plot_is_a_picture_of_sensible_size_for_light_and_dark(rows, metrics, tmp_path):
-    files = write_plots(rows, metrics, tmp_path)
+    files = write_plots(make_plots(rows, metrics), tmp_path)
     assert [file.relative_to(tmp_path).as_posix() for file in files] == [
         f"plots/{name}-{theme}.png"
         for name in ("histogram", "roc", "precision-recall", "reliability", "per-category", "confusion-matrix")
@@ -145,14 +145,14 @@ def test_one_label_alone_has_no_curves_but_reasons(category, label, tmp_path):
     stale = tmp_path / "plots" / "roc-dark.png"
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier run")
-    written = write_plots(rows, metrics_of(rows), tmp_path)
+    written = write_plots(make_plots(rows, metrics_of(rows)), tmp_path)
     assert not stale.exists() and stale not in written
 
 
 def test_without_labels_nothing_is_drawn_and_the_reason_is_said(tmp_path):
     rows = [Row("a", probs=dict(zip(CATEGORIES, (0.5, 0.3, 0.2))))]
     metrics = metrics_of(rows, has_picture_labels=False)
-    assert write_plots(rows, metrics, tmp_path) == []
+    assert write_plots(make_plots(rows, metrics), tmp_path) == []
     reasons = [plot.reason for plot in make_plots(rows, metrics)]
     assert reasons[:4] == ["the benchmark does not label pictures alone"] * 4
     assert reasons[4:] == ["no row is labelled with a category of the model"] * 2
@@ -177,7 +177,7 @@ def test_a_bar_without_an_interval_does_not_look_sure(metrics):
 def test_a_category_with_signs_of_mathematics_is_drawn_as_it_is_written(rows, metrics):
     guard = dict(metrics["guard"], per_category={"$x^{$": metrics["guard"]["per_category"]["drugs"]})
     plot = next(plot for plot in make_plots(rows, {**metrics, "guard": guard}) if plot.name == "per-category")
-    assert Image.open(io.BytesIO(plot.png("light"))).size[0] > 900
+    assert Image.open(io.BytesIO(plot.pngs["light"])).size[0] > 900
 
 
 def test_a_policy_that_allows_a_harm_is_left_out_of_curves_of_other_labels(rows, metrics):

@@ -11,8 +11,8 @@ from guard_rows import CATEGORIES
 from PIL import Image
 from reported import metrics_of, sixty_rows
 
-import safeqwen.evaluation.report
 from safeqwen.evaluation.page import MAX_CHARACTERS, data_url, render, thumbnail, visible
+from safeqwen.evaluation.plots import make_plots
 from safeqwen.evaluation.report import NUM_MISTAKES_SHOWN, worst_mistakes, write_report
 from safeqwen.evaluation.rows import Example, Row
 from safeqwen.judging.policy import SafetyPolicy
@@ -48,7 +48,8 @@ def evaluation(tmp_path_factory):
 
 
 def written(folder, rows, metrics, root=None, **more):
-    html = write_report(folder, rows, metrics, root or folder, **more).read_text(encoding="utf-8")
+    plots = make_plots(rows, metrics)
+    html = write_report(folder, rows, metrics, plots, root or folder, **more).read_text(encoding="utf-8")
     return html, Page(html)
 
 
@@ -60,7 +61,7 @@ def report(evaluation):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Drawing takes most of the time; `report` has the plots."""
-    monkeypatch.setattr(safeqwen.evaluation.report, "make_plots", lambda rows, metrics: [])
+    monkeypatch.setitem(globals(), "make_plots", lambda rows, metrics: [])
 
 
 def test_the_heading_says_what_was_measured_how_and_when(report):
