@@ -12,6 +12,11 @@ from the same pass that starts the answer; an animation, and pictures --together
 
 The verdict is the model's estimate. A policy makes a decision of it: the safety_policy.json in the model's folder, or
 --policy FILE. The line below the table then says what to do, and why.
+
+On a terminal the picture stands beside its verdict, and each threshold is marked in its bar; with a policy the bars
+are the calibrated probabilities, which its thresholds are for. Colours: NO_COLOR=1 turns them and the pictures off,
+FORCE_COLOR=1 colours what goes elsewhere, too. Pictures are sharp in kitty, Ghostty, WezTerm, iTerm2, foot and Konsole
+with pip install -e ".[terminal]", and made of half blocks elsewhere. No flagged picture is recognisable by default.
 """
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
@@ -66,6 +71,12 @@ def add_parser(commands):
     output = judge.add_argument_group("output")
     output.add_argument(
         "--top", type=positive, metavar="K", help="the K likeliest categories instead of those over 10 %%"
+    )
+    output.add_argument("--no-image", action="store_true", help="draw no pictures on a terminal")
+    output.add_argument(
+        "--show-flagged",
+        action="store_true",
+        help="draw flagged pictures as they are; by default as a few large tiles",
     )
     output.add_argument("--json", action="store_true", help="one object a line, as documented below")
 

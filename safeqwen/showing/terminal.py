@@ -56,10 +56,12 @@ def show_verdict(console, verdict, *, top=None, unsafe_at=0.5, picture=True, hid
     from rich.text import Text
 
     title = Text(printable(verdict.name), style="bold")
-    if verdict.num_frames > 1:
-        title.append(f"  (the least safe of {verdict.num_frames} views)", style="not bold dim")
-    console.print(title)
+    if len(verdict.frames) > 1:
+        title.append(f"  (the least safe of {len(verdict.frames)} views)", style="not bold dim")
     drawn = _picture(console, verdict.thumbnail, hidden) if picture and verdict.thumbnail is not None else None
+    if drawn is not None and hidden:
+        title.append("  (hidden: --show-flagged)", style="not bold dim")
+    console.print(title)
     is_beside = drawn is not None and console.width >= BESIDE_FROM
     details = _details(console, verdict, bars(verdict, top, unsafe_at), PICTURE[0] if is_beside else 0)
     if is_beside:
@@ -77,11 +79,12 @@ def show_verdict(console, verdict, *, top=None, unsafe_at=0.5, picture=True, hid
 
 def _details(console, verdict, rows, columns_taken):
     """The bars as a table, and the decision below it."""
+    from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    names = max(len(row.name) for row in rows)
+    names = max(cell_len(row.name) for row in rows)
     width = min(BAR, console.width - columns_taken - names - 20)  # beside the other columns
     table = Table.grid(padding=(0, 2, 0, 0))
     for row in rows:
@@ -103,7 +106,7 @@ def _details(console, verdict, rows, columns_taken):
 def _style(row):
     if row.reached:
         return "red"
-    return "green" if row.name == "safe" or row.threshold is not None else ""
+    return "green" if row.name in ("safe", "unsafe", "not allowed") else ""  # a harm below its threshold is not green
 
 
 def _bar(row, width, style, ascii_only):
@@ -120,7 +123,7 @@ def _bar(row, width, style, ascii_only):
     at = min(int(row.threshold * width), width - 1)
     cells = cells.ljust(at + 1)
     text = Text(cells[:at], style=style)
-    text.append("|" if ascii_only else "│", style=f"bold white on {style}" if cells[at] == "█" else "bold")
+    text.append("|" if ascii_only else "│", style=f"bold reverse {style}" if cells[at] == "█" else "bold")
     return text.append(cells[at + 1 :], style=style)
 
 
