@@ -10,9 +10,8 @@ from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 from safeqwen.prompt import plain_text
+from safeqwen_cli import __version__  # noqa: F401
 
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CATEGORIES",
