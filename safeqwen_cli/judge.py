@@ -76,7 +76,7 @@ def add_parser(commands):
     output.add_argument(
         "--show-flagged",
         action="store_true",
-        help="draw flagged pictures as they are; by default as a few large tiles",
+        help="draw flagged pictures as they are (default: as a few large tiles)",
     )
     output.add_argument("--json", action="store_true", help="one object a line, as documented below")
 

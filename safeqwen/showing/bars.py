@@ -24,7 +24,7 @@ class Bar:
     reached: bool = False
 
 
-def bars(verdict, top=None, unsafe_at=0.5):
+def bars(verdict, unsafe_at, top=None):
     """
     The bars of a [`Verdict`]: that of the picture as a whole first, then its categories, the likeliest first.
 
@@ -33,8 +33,8 @@ def bars(verdict, top=None, unsafe_at=0.5):
 
     Args:
         verdict: `scores`, `unsafe`, `policy` and `decision` are read.
+        unsafe_at (`float`): in [0, 1], without a policy.
         top (`int`, *optional*): this many categories, in place of those over 10 % and those whose rule fired.
-        unsafe_at (`float`, defaults to 0.5): in [0, 1], without a policy.
 
     Returns:
         `list[Bar]`

@@ -41,14 +41,14 @@ def terminal():
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
-def show_verdict(console, verdict, *, top=None, unsafe_at=0.5, picture=True, hidden=False):
+def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, hidden=False):
     """
     Prints a verdict: the name, bars with the thresholds marked, the decision, and the picture where it can be drawn.
 
     Args:
         console: as `terminal` returns it.
         verdict ([`Verdict`]): without an error.
-        top, unsafe_at: as [`bars`] takes them.
+        unsafe_at, top: as [`bars`] takes them.
         picture (`bool`): whether to draw the picture.
         hidden (`bool`): whether to make it unrecognisable.
     """
@@ -63,7 +63,7 @@ def show_verdict(console, verdict, *, top=None, unsafe_at=0.5, picture=True, hid
         title.append("  (hidden: --show-flagged)", style="not bold dim")
     console.print(title)
     is_beside = drawn is not None and console.width >= BESIDE_FROM
-    details = _details(console, verdict, bars(verdict, top, unsafe_at), PICTURE[0] if is_beside else 0)
+    details = _details(console, verdict, bars(verdict, unsafe_at, top), PICTURE[0] if is_beside else 0)
     if is_beside:
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(width=PICTURE[0])

@@ -1,0 +1,163 @@
+"""A verdict in characters: which bars, where a threshold stands, how a picture of any shape is fitted."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from safeqwen import SafetyPolicy
+from safeqwen.judging.verdict import Verdict
+from safeqwen.showing import terminal
+from safeqwen.showing.bars import Bar, bars
+
+
+NAMES = ["safe", "drugs", "weapons", "nudity"]
+PROBS = [0.2, 0.5, 0.25, 0.05]
+
+
+def verdict(probs=PROBS, policy=None, categories=NAMES, name="a.png", size=(100, 100)):
+    settings = {
+        "policy": policy and SafetyPolicy(categories=categories, **policy),
+        "thumbnail": Image.new("RGB", size),
+    }
+    return Verdict(categories=categories, probs=torch.tensor([probs]), image=name, **settings)
+
+
+def values(rows):
+    return {row.name: (round(row.value, 4), row.threshold, row.reached) for row in rows}
+
+
+def test_without_a_policy_the_first_bar_alone_has_a_threshold():
+    rows = bars(verdict(), 0.9)
+    assert [row.name for row in rows] == ["unsafe", "drugs", "weapons", "safe"]  # nudity has 5 %
+    assert values(rows)["unsafe"] == (0.8, 0.9, False) and rows[1] == Bar("drugs", 0.5)
+    assert values(bars(verdict(), 0.8 - 1e-6))["unsafe"][2]
+
+
+def test_with_a_policy_the_bars_are_what_its_thresholds_are_for():
+    # A temperature of 2 halves the log-odds of 0.8: sigmoid(log(4) / 2) = 2 / 3; the harms keep their shares of it.
+    rows = values(bars(verdict(policy={"temperature": 2.0, "category_thresholds": {"drugs": 0.4}}), 0.5))
+    assert rows["unsafe"] == (0.6667, 0.5, True)
+    assert rows["drugs"] == (round(2 / 3 * 0.5 / 0.8, 4), 0.4, True)
+    assert rows["weapons"] == (round(2 / 3 * 0.25 / 0.8, 4), None, False)
+    assert rows["safe"] == (0.3333, None, False)
+
+
+def test_what_a_policy_allows_has_no_threshold_and_does_not_count():
+    policy = {"actions": {"drugs": "allow"}, "category_thresholds": {"weapons": 0.3}}
+    rows = values(bars(verdict(policy=policy), 0.5))
+    assert rows["not allowed"] == (0.3, 0.5, False)  # weapons and nudity
+    assert rows["drugs"] == (0.5, None, False) and rows["weapons"] == (0.25, 0.3, False)
+    allowed = {"actions": {"unsafe": "allow", "weapons": "block"}, "category_thresholds": {"weapons": 0.2}}
+    rows = values(bars(verdict(policy=allowed), 0.5))
+    assert rows["unsafe"] == (0.8, None, False) and rows["weapons"] == (0.25, 0.2, True)
+
+
+def test_a_category_whose_rule_fired_is_among_the_bars_however_small():
+    rows = bars(verdict(policy={"category_thresholds": {"nudity": 0.04}}), 0.5)
+    assert values(rows)["nudity"] == (0.05, 0.04, True)
+    assert [row.name for row in bars(verdict(), 0.5, top=1)] == ["unsafe", "drugs"]
+
+
+def test_a_taxonomy_without_safe_has_no_bar_for_the_picture_as_a_whole():
+    assert [row.name for row in bars(verdict([0.9, 0.1], categories=["drugs", "weapons"]), 0.5)] == [
+        "drugs",
+        "weapons",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "drawn"),
+    [
+        (0.0, None, ""),
+        (1.0, None, "██████████"),
+        (0.55, None, "█████▌"),
+        (0.2, 0.5, "██   │"),
+        (0.8, 0.5, "█████│██"),
+        (0.5, 0.5, "█████│"),
+        (0.8, 0.0, "│███████"),
+        (1.0, 1.0, "█████████│"),
+        (0.0, 1.0, "         │"),
+    ],
+)
+def test_a_threshold_is_marked_at_its_place_in_a_bar(value, threshold, drawn):
+    bar = terminal._bar(Bar("drugs", value, threshold, threshold is not None and value >= threshold), 10, "", False)
+    assert bar.plain == drawn
+    Console(file=io.StringIO(), force_terminal=True).print(bar)  # its styles are styles
+
+
+def drawn(monkeypatch, shown, columns, is_terminal=True, **settings):
+    """The lines that a terminal of so many columns shows."""
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: is_terminal, fileno=lambda: -1))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=columns, record=True)
+    terminal.show_verdict(console, shown, unsafe_at=0.5, **settings)
+    return console.export_text().splitlines()
+
+
+@pytest.mark.parametrize("columns", [1, 8, 40, 69, 70, 200])
+@pytest.mark.parametrize("size", [(1, 1), (320, 2), (2, 320), (320, 320)])
+def test_no_line_is_wider_than_the_terminal_whatever_the_picture(monkeypatch, columns, size):
+    shown = verdict(policy={"category_thresholds": {"drugs": 0.4}}, name="a\x1b[2J\n.png", size=size)
+    lines = drawn(monkeypatch, shown, columns)
+    assert max(map(len, lines)) <= columns and not any("\x1b" in line for line in lines)
+    picture = [line for line in lines if "▀" in line]
+    assert 1 <= len(picture) <= 12 and max(line.count("▀") for line in picture) <= 24
+    assert any("drugs" in line for line in picture) == (columns >= 70)
+
+
+def test_a_category_of_somebody_elses_model_cannot_command_the_terminal(monkeypatch):
+    lines = drawn(monkeypatch, verdict([0.1, 0.9], categories=["safe", "bad\x1b[2J"]), 100, picture=False)
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_large_tiles_are_all_that_is_left_of_a_hidden_picture(monkeypatch):
+    noise = Image.effect_noise((300, 150), 90).convert("RGB")
+    shown = SimpleNamespace(**{name: getattr(verdict(), name) for name in ("name", "frames", "decision", "policy")})
+    shown.scores, shown.unsafe, shown.thumbnail = verdict().scores, 0.8, noise
+    seen = []
+    monkeypatch.setattr(terminal, "_half_blocks", lambda image, columns, rows: seen.append(image) or "")
+    drawn(monkeypatch, shown, 100, hidden=True)
+    drawn(monkeypatch, shown, 100)
+    assert seen[0].size == noise.size and len(seen[0].getcolors()) <= 6 * 3 and seen[1] == noise
+
+
+@pytest.mark.parametrize(
+    ("environment", "protocol"),
+    [
+        ({"TERM": "xterm-kitty"}, "tgp"),
+        ({"TERM": "xterm-ghostty"}, "tgp"),
+        ({"TERM": "foot"}, "sixel"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "sixel"),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "250401"}, "sixel"),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "211200"}, None),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "tmux-256color", "TERM_PROGRAM": "WezTerm"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux-0/default,1,0"}, None),
+        ({"TERM": "xterm-kitty", "ZELLIJ": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_a_protocol_is_chosen_by_the_environment_alone(environment, protocol):
+    pytest.importorskip("textual_image._terminal", reason="it is an extra")
+    draw = terminal._graphics(environment)
+    assert (draw and draw.__module__) == (protocol and f"textual_image.renderable.{protocol}")
+
+
+def test_without_the_extra_it_is_half_blocks(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "textual_image"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    stdout = sys.__stdout__
+    assert terminal._graphics({"TERM": "xterm-kitty"}) is None and sys.__stdout__ is stdout
+
+
+def test_rich_is_loaded_for_a_terminal_only(monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # importing it fails
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert terminal.terminal() is None
