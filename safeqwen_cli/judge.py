@@ -16,7 +16,7 @@ The verdict is the model's estimate. A policy makes a decision of it: the safety
 On a terminal the picture stands beside its verdict, and each threshold is marked in its bar; with a policy the bars
 are the calibrated probabilities, which its thresholds are for. Colours: NO_COLOR=1 turns them and the pictures off,
 FORCE_COLOR=1 colours what goes elsewhere, too. Pictures are sharp in kitty, Ghostty, WezTerm, iTerm2, foot and Konsole
-with pip install -e ".[terminal]", and made of half blocks elsewhere. No flagged picture is recognisable by default.
+with pip install -e ".[terminal]", and made of half blocks elsewhere. Those that are flagged are blurred.
 """
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
@@ -76,7 +76,7 @@ def add_parser(commands):
     output.add_argument(
         "--show-flagged",
         action="store_true",
-        help="draw flagged pictures as they are (default: as a few large tiles)",
+        help="draw flagged pictures as they are (default: blurred)",
     )
     output.add_argument("--json", action="store_true", help="one object a line, as documented below")
 

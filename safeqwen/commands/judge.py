@@ -129,7 +129,7 @@ class Show:
                 top=args.top,
                 unsafe_at=args.unsafe_at,
                 picture=not args.no_image,
-                hidden=is_flagged and not args.show_flagged,
+                blurred=is_flagged and not args.show_flagged,
             )
         elif not args.json:
             _print_table(verdict, args.top)

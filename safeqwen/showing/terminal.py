@@ -19,7 +19,7 @@ from safeqwen.showing.bars import bars
 PICTURE = (24, 12)  # columns and rows of the terminal, at most
 BESIDE_FROM = 70  # columns; on a narrower terminal the picture stands above the bars
 BAR = 30  # columns of a probability of 1, at most
-TILES = 6  # along the longer side of a picture that is made unrecognisable
+BLURRED_SIDE = 6  # pixels that are left of the longer side of a blurred picture
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -41,7 +41,7 @@ def terminal():
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
-def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, hidden=False):
+def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, blurred=False):
     """
     Prints a verdict: the name, bars with the thresholds marked, the decision, and the picture where it can be drawn.
 
@@ -50,7 +50,7 @@ def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, hidden=
         verdict ([`Verdict`]): without an error.
         unsafe_at, top: as [`bars`] takes them.
         picture (`bool`): whether to draw the picture.
-        hidden (`bool`): whether to make it unrecognisable.
+        blurred (`bool`): whether to make it unrecognisable.
     """
     from rich.table import Table
     from rich.text import Text
@@ -58,9 +58,9 @@ def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, hidden=
     title = Text(printable(verdict.name), style="bold")
     if len(verdict.frames) > 1:
         title.append(f"  (the least safe of {len(verdict.frames)} views)", style="not bold dim")
-    drawn = _picture(console, verdict.thumbnail, hidden) if picture and verdict.thumbnail is not None else None
-    if drawn is not None and hidden:
-        title.append("  (hidden: --show-flagged)", style="not bold dim")
+    drawn = _picture(console, verdict.thumbnail, blurred) if picture and verdict.thumbnail is not None else None
+    if drawn is not None and blurred:
+        title.append("  (blurred: --show-flagged)", style="not bold dim")
     console.print(title)
     is_beside = drawn is not None and console.width >= BESIDE_FROM
     details = _details(console, verdict, bars(verdict, unsafe_at, top), PICTURE[0] if is_beside else 0)
@@ -127,14 +127,14 @@ def _bar(row, width, style, ascii_only):
     return text.append(cells[at + 1 :], style=style)
 
 
-def _picture(console, image, hidden):
+def _picture(console, image, blurred):
     """What draws a picture on this terminal; `None` if it has too few colours or letters."""
     if console.no_color or console.color_system not in ("256", "truecolor") or console.options.ascii_only:
         return None
     if not sys.stdout.isatty():  # FORCE_COLOR asks for colours, not for pictures in a log
         return None
-    if hidden:
-        image = image.resize(_fitted(image.size, TILES, TILES), Image.Resampling.BOX).resize(image.size, 0)
+    if blurred:
+        image = image.resize(_fitted(image.size, BLURRED_SIDE, BLURRED_SIDE), Image.Resampling.BOX)
     columns, rows = min(PICTURE[0], console.width), PICTURE[1]
     cell, draw = _cell_size(), _graphics(os.environ)
     if cell is None or draw is None:

@@ -14,7 +14,7 @@ import termios
 import pytest
 from tiny import ROOT
 
-from safeqwen import DEMO_CHECKPOINT
+from safeqwen import CATEGORIES, DEMO_CHECKPOINT, SafetyPolicy
 from safeqwen_cli import main
 from tools.demo.pictograms import draw
 
@@ -116,7 +116,7 @@ def test_no_color_leaves_neither_colours_nor_a_picture(judge):
 
 def test_no_image_leaves_the_colours(judge):
     output = judge("suicide.png", "--no-image")
-    assert COLOURED.search(output) and "▀" not in output and "hidden" not in output
+    assert COLOURED.search(output) and "▀" not in output and "blurred" not in output
 
 
 @pytest.mark.parametrize("where", [{"kind": io.TextIOWrapper}, {"TERM": "dumb"}], ids=["a file", "a dumb terminal"])
@@ -142,16 +142,24 @@ def test_a_terminal_without_utf_8_gets_letters_that_it_has(judge, encoding):
     assert "##" in output and "|" in output and "?" not in output
 
 
-def test_a_flagged_picture_is_recognisable_only_if_asked_for(judge):
-    def colours(output):
-        return len(set(re.findall(r"38;2;[0-9;]*m", output)))
+def test_a_flagged_picture_is_blurred_unless_it_is_asked_for(judge):
+    def picture(output):
+        return re.findall("38;2;[0-9;]*m▀", output)
 
-    hidden, shown, safe = judge("suicide.png"), judge("suicide.png", "--show-flagged"), judge("safe.png")
-    assert "(hidden: --show-flagged)" in hidden and "hidden" not in shown + safe
-    assert colours(hidden) <= 6 * 6 + 4 < colours(shown)
-    # What flags it is the policy, or --unsafe-at.
-    assert "(hidden" in judge("safe.png", "--unsafe-at", "0")
-    assert "(hidden" not in judge("suicide.png", "--unsafe-at", "1")
+    blurred, shown = judge("suicide.png"), judge("suicide.png", "--show-flagged")
+    assert "(blurred: --show-flagged)" in blurred and "blurred" not in shown
+    assert len(picture(blurred)) == len(picture(shown)) > 0 and picture(blurred) != picture(shown)
+    assert "blurred" not in judge("safe.png") + judge("suicide.png", "--unsafe-at", "1")
+    assert "blurred" in judge("safe.png", "--unsafe-at", "0")
+
+
+def test_what_a_policy_would_flag_is_blurred_in_shadow_mode_too(judge, tmp_path):
+    categories = [category.name for category in CATEGORIES]
+    for mode in ("enforce", "shadow"):
+        SafetyPolicy(categories=categories, mode=mode, unsafe_threshold=0.0).save(tmp_path / f"{mode}.json")
+        assert "(blurred" in judge("safe.png", "--policy", tmp_path / f"{mode}.json")
+    SafetyPolicy(categories=categories, actions={"unsafe": "allow"}).save(tmp_path / "allows.json")
+    assert "(blurred" not in judge("suicide.png", "--policy", tmp_path / "allows.json")
 
 
 def test_the_answer_stands_below_the_verdict(judge):
