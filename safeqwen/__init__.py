@@ -7,12 +7,12 @@ from safeqwen.judging.decision import Decision
 from safeqwen.judging.load import load
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.verdict import Verdict
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 from safeqwen.prompt import plain_text
+from safeqwen_cli import __version__  # noqa: F401
 
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CATEGORIES",
@@ -24,6 +24,7 @@ __all__ = [
     "SafetyPipeline",
     "SafetyPolicy",
     "UnreadableImage",
+    "Verdict",
     "load",
     "plain_text",
     "read_bytes",

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-import safeqwen_cli
 from safeqwen.evaluation.rows import Row, pictures_digest, read_rows
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen_cli import main
+from safeqwen_cli.calibrate import DESCRIPTION
 
 
 CATEGORIES = ["safe", "weapon", "drug"]
@@ -41,7 +42,7 @@ def evaluation(tmp_path):
 
 
 def calibrate(*words):
-    return safeqwen_cli.main(["calibrate", *map(str, words)])
+    return main(["calibrate", *map(str, words)])
 
 
 def test_the_policy_is_written_and_holds_what_it_was_fitted_to_and_no_path(evaluation, tmp_path, capsys):
@@ -195,5 +196,5 @@ def test_the_help_names_the_operating_points_that_there_are():
     from safeqwen.judging.thresholds import OPERATING_POINTS
 
     for name, definition in OPERATING_POINTS.items():
-        assert name in safeqwen_cli.CALIBRATE
-        assert definition.split(" among ")[0].split(" (")[0] in " ".join(safeqwen_cli.CALIBRATE.split())
+        assert name in DESCRIPTION
+        assert definition.split(" among ")[0].split(" (")[0] in " ".join(DESCRIPTION.split())

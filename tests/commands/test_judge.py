@@ -21,13 +21,14 @@ from tools.demo.pictograms import draw
 
 
 SEED = 4_000_000
+COMMAND = [sys.executable, "-c", "import sys, safeqwen_cli; sys.exit(safeqwen_cli.main())"]  # as the script does
 LOGGED = re.compile(r"[IWE]\d{4} ")  # torch's log lines
 NAMES = [category.name for category in CATEGORIES]
 FIELDS = ["image", "label", "score", "unsafe", "scores", "frames", "decision", "answer", "model", "error"]
 
 
 def safeqwen(*arguments, **kwargs):
-    command = [sys.executable, "-m", "safeqwen_cli", *map(str, arguments)]
+    command = [*COMMAND, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, **kwargs)
     # What libraries log when they are imported is not ours.
@@ -170,7 +171,9 @@ def test_fail_on_unsafe_exits_with_3(pictures):
 def test_wrong_usage_exits_with_2(arguments):
     done = safeqwen(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("usage: safeqwen") and not done.stdout
+    command = "safeqwen judge" if len(arguments) > 0 else "safeqwen"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{command}: ") and line.endswith(f"; see {command} --help") and not done.stdout
 
 
 def test_a_folder_that_holds_no_model_exits_with_2(pictures):
@@ -244,7 +247,7 @@ def test_the_output_may_be_cut_off(pictures):
 
 
 def run_in_shell(redirections, *arguments):
-    command = shlex.join([sys.executable, "-m", "safeqwen_cli", "judge", *map(str, arguments)])
+    command = shlex.join([*COMMAND, "judge", *map(str, arguments)])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(f"{command} {redirections}", shell=True, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
@@ -274,7 +277,7 @@ def test_errors_that_cannot_be_written_stay_out_of_the_results(pictures, redirec
 
 
 def test_bytes_that_are_no_utf_8_are_refused_before_anything_is_loaded(pictures):
-    command = [sys.executable, "-m", "safeqwen_cli", "judge", str(pictures / "safe.png"), "--ask", b"caf\xe9"]
+    command = [*COMMAND, "judge", str(pictures / "safe.png"), "--ask", b"caf\xe9"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and not done.stdout
     assert "argument --ask: expected text in UTF-8" in done.stderr.splitlines()[-1]

@@ -20,10 +20,11 @@ def imported(file):
 
 def test_every_module_is_installed():
     named = ast.literal_eval(re.search(r"^py-modules = (\[.*?\])", PYPROJECT, re.MULTILINE | re.DOTALL)[1])
-    assert sorted(named) == sorted(["safeqwen_cli", *(file.stem for file in ROOT.glob("*_safeqwen.py"))])
+    assert sorted(named) == sorted(file.stem for file in ROOT.glob("*_safeqwen.py"))
     assert 'include = ["safeqwen*"]' in PYPROJECT
     packages = find_packages(ROOT, include=["safeqwen*"])
-    code = {file.parent for file in (ROOT / "safeqwen").rglob("*.py")} - {ROOT / "safeqwen" / "demo"}  # data
+    files = [file for name in ("safeqwen", "safeqwen_cli") for file in (ROOT / name).rglob("*.py")]
+    code = {file.parent for file in files} - {ROOT / "safeqwen" / "demo"}  # data
     assert {ROOT.joinpath(*package.split(".")) for package in packages} == code
 
 
