@@ -1,1 +1,1 @@
-"""Drawing verdicts for people: in a notebook, a browser and a terminal. It knows no model: what it draws is handed in."""
+"""Drawing verdicts for people, in a notebook, a browser and a terminal. It knows no model."""
