@@ -1,1 +1,1 @@
-"""Drawing verdicts for people: in a notebook, in a terminal. Nothing here knows the model: things go by attributes."""
+"""Drawing verdicts for people, in a notebook, a browser and a terminal. It knows no model."""
