@@ -111,8 +111,8 @@ class Verdict:
     @classmethod
     def of(cls, output, model, policy=None):
         """
-        Returns the verdicts (`list[Verdict]`) that the model's output holds, one a row of `img_safety_probs`: a prompt,
-        or with `granularity="image"` a picture.
+        Returns the verdicts (`list[Verdict]`) in a model's output, one a row of `img_safety_probs`: a prompt, or with
+        `granularity="image"` a picture.
 
         A prompt without a picture, whose row is NaN, is a verdict with an error. What `generate` stopped by its own
         `safety_threshold` stays in `output.safety_flagged`: `flagged` goes by the policy.
@@ -128,10 +128,11 @@ class Verdict:
         """
         probs = getattr(output, "img_safety_probs", None)
         if probs is None:
-            what = "no img_safety_probs" if hasattr(output, "img_safety_probs") else f"a {type(output).__name__} alone"
+            is_verdict = hasattr(output, "img_safety_probs")
+            what = "has no img_safety_probs" if is_verdict else f"is a {type(output).__name__}"
             raise ValueError(
-                f"nothing was judged: the output is {what}. Expected that of guard(), of forward(do_safety=True) or of "
-                "generate(do_safety=True, return_dict_in_generate=True), and a picture in at least one prompt"
+                f"nothing was judged: the output {what}. Expected what guard(), forward(do_safety=True) or "
+                "generate(do_safety=True, return_dict_in_generate=True) returns, and a picture in one prompt at least"
             )
         if isinstance(probs, list):
             raise ValueError(
@@ -258,8 +259,8 @@ class Verdict:
             is_same = all(float((torch.as_tensor(one.probs) - probs).abs().max()) <= rounding for one in maps)
         if not is_same:
             raise ValueError(
-                f"{printable(self.name)}: the picture has changed since it was judged, and a map would explain another "
-                "one: judge it again"
+                f"{printable(self.name)}: the picture has changed since it was judged, and a map would explain "
+                "another one: judge it again"
             )
         return maps
 
@@ -288,7 +289,7 @@ class Verdict:
 
 
 def known_category(name, categories):
-    """Returns the `name` if it is one of the `categories` (`list[str]`), else raises a `ValueError` with the nearest."""
+    """Returns the `name` if it is one of the `categories` (`list[str]`), or raises a `ValueError` with the nearest."""
     if name not in categories:
         near = difflib.get_close_matches(str(name).lower(), categories, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(categories)}"
