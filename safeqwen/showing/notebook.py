@@ -57,10 +57,9 @@ class Bar:
         return f"{text} %"
 
     @property
-    def rule(self):
-        """The threshold in words, and whether the rule fires."""
-        words = [] if self.threshold is None else [f"from {100 * self.threshold:.4g} %"]
-        return ": ".join([*words, "fires"] if self.fires and words else words)
+    def bound(self):
+        """The threshold in words; empty if there is none."""
+        return "" if self.threshold is None else f"{100 * self.threshold:.4g} %"
 
     @property
     def width(self):
