@@ -18,12 +18,12 @@ from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, UNSAFE_AT, Verdict
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_image
-from safeqwen.showing.bars import SHOWN_FROM
 from safeqwen.showing.terminal import show_verdict, terminal
 
 
 DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
 BAR_WIDTH = 30  # characters for a probability of 1
+SHOWN_FROM = 0.1  # probability
 
 
 class Streamer(TextStreamer):

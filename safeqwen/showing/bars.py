@@ -1,63 +1,103 @@
-"""Which bars a verdict is drawn with: probabilities, and the thresholds that apply to these very numbers."""
+"""Which bars a verdict is drawn with, wherever it is drawn: probabilities, and the thresholds that are for them."""
 
 from dataclasses import dataclass
 
+from safeqwen.data.taxonomy import title_of
 
-SHOWN_FROM = 0.1  # probability
+
+NUM_CATEGORIES = 5
+SHOWN_FROM = 0.01  # probability, but for the likeliest category and those whose rule fires
 
 
 @dataclass(frozen=True)
 class Bar:
     """
-    A row of a verdict's picture in numbers.
+    One row of a verdict's bars.
 
     Args:
-        name (`str`): a category; "unsafe" for the picture as a whole, or "not allowed" if the policy allows a part.
-        value (`float`): probability in [0, 1].
-        threshold (`float`, *optional*): in [0, 1], of the rule for it, if there is one.
-        reached (`bool`): whether that rule fired.
+        name (`str`): of the category; "unsafe" for the picture as a whole.
+        title (`str`): for people.
+        probability (`float` in [0, 1]): by the policy's calibration, if there is a policy.
+        threshold (`float` in [0, 1], *optional*): from which the policy's rule of this name fires; `None` if it has
+            none that could.
+        fires (`bool`): whether it does. Without a policy: "unsafe" of a flagged verdict.
     """
 
     name: str
-    value: float
-    threshold: float | None = None
-    reached: bool = False
+    title: str
+    probability: float
+    threshold: float | None
+    fires: bool
+
+    @property
+    def percent(self):
+        """The probability in words, with as many digits as show on which side of the threshold it is."""
+        for digits in range(1, 7):
+            text = f"{100 * self.probability:.{digits}f}"
+            if self.threshold is None or (float(text) >= 100 * self.threshold) == (self.probability >= self.threshold):
+                break
+        return f"{text} %"
+
+    @property
+    def bound(self):
+        """The threshold in words; empty if there is none."""
+        return "" if self.threshold is None else f"{100 * self.threshold:.4g} %"
+
+    @property
+    def width(self):
+        return f"{100 * self.probability:.2f}%"
+
+    @property
+    def mark(self):
+        return f"{100 * self.threshold:.2f}%"
 
 
-def bars(verdict, unsafe_at, top=None):
+def bar_rows(verdict, top=None, unsafe_at=None):
     """
-    The bars of a [`Verdict`]: that of the picture as a whole first, then its categories, the likeliest first.
+    Returns a verdict's bars (`list[Bar]`): "unsafe", then its likeliest categories and all whose own rule fires.
 
-    With a policy these are the calibrated probabilities of the view that decided, which its thresholds are for;
-    without one the model's own, and `unsafe_at` is the threshold of the first.
+    With a policy the numbers are the decision's: calibrated, of the view that it was made on, and "unsafe" leaves out
+    what is allowed.
 
     Args:
-        verdict: `scores`, `unsafe`, `policy` and `decision` are read.
-        unsafe_at (`float`): in [0, 1], without a policy.
-        top (`int`, *optional*): this many categories, in place of those over 10 % and those whose rule fired.
+        verdict ([`Verdict`])
+        top (`int`, *optional*): show this many categories, however unlikely, instead of up to 5 from 1 %.
+        unsafe_at (`float` in [0, 1], *optional*): the threshold of "unsafe" where there is no policy.
 
-    Returns:
-        `list[Bar]`
+    Raises:
+        ValueError: if the verdict is an error.
     """
     decision, policy = verdict.decision, verdict.policy
     if decision is None:
-        unsafe = verdict.unsafe
-        whole = [] if unsafe is None else [Bar("unsafe", unsafe, unsafe_at, unsafe >= unsafe_at)]
-        categories = [Bar(name, value) for name, value in verdict.scores.items()]
+        scores, unsafe, allowed = verdict.scores, verdict.unsafe, []
+        thresholds, fired, is_unsafe = {}, set(), verdict.flagged
+        if unsafe is not None and unsafe_at is not None:
+            thresholds, is_unsafe = {"unsafe": unsafe_at}, unsafe >= unsafe_at
     else:
-        fired = {(reason.rule, reason.category) for reason in decision.fired}
-        default = policy.actions["unsafe"]
-        threshold = None if default == "allow" else policy.unsafe_threshold
-        # The rule counts the harms that are not allowed, and so does this bar.
-        name = "not allowed" if policy.allowed else "unsafe"
-        whole = [Bar(name, decision.score, threshold, any(rule == "unsafe" for rule, _ in fired))]
-        categories = []
-        for name, value in decision.scores.items():
-            has_rule = name in policy.category_thresholds and policy.actions.get(name, default) != "allow"
-            threshold = policy.category_thresholds[name] if has_rule else None
-            categories.append(Bar(name, value, threshold, ("category", name) in fired))
-    categories.sort(key=lambda bar: bar.value, reverse=True)
+        scores, unsafe, allowed = decision.scores, decision.score, policy.allowed
+        thresholds = {"unsafe": policy.unsafe_threshold, **policy.category_thresholds}
+        thresholds = {name: value for name, value in thresholds.items() if policy.actions.get(name) != "allow"}
+        fired = {reason.category for reason in decision.fired if reason.rule == "category"}
+        is_unsafe = any(reason.rule == "unsafe" for reason in decision.fired)
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    shown = ranked[: top or NUM_CATEGORIES]
     if top is None:
-        likeliest = categories[0]
-        categories = [bar for bar in categories if bar is likeliest or bar.value >= SHOWN_FROM or bar.reached]
-    return whole + categories[:top]
+        shown = [name for i, name in enumerate(shown) if not i or scores[name] >= SHOWN_FROM]
+    shown += [name for name in ranked if name in fired and name not in shown]
+    titles = {name: title_of(name) + (" (allowed)" if name in allowed else "") for name in shown}
+    rows = [Bar(name, titles[name], scores[name], thresholds.get(name), name in fired) for name in shown]
+    if unsafe is None:
+        return rows
+    title = "unsafe, without what is allowed" if allowed else "unsafe"
+    return [Bar("unsafe", title, unsafe, thresholds.get("unsafe"), is_unsafe), *rows]
+
+
+def is_of_another_view(verdict):
+    """Whether a verdict's bars (`bool`) are of another view than `verdict.view`, which the picture shows.
+
+    A policy may want several frames, and decides by the last of those that it needs.
+    """
+    if verdict.decision is None or len(verdict.frames) == 1:
+        return False
+    calibrated = verdict.policy.calibrated(verdict.probs[verdict.view]).tolist()
+    return dict(zip(verdict.categories, calibrated)) != verdict.decision.scores

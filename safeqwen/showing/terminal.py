@@ -11,15 +11,13 @@ import struct
 import sys
 from contextlib import contextmanager
 
-from PIL import Image
-
-from safeqwen.showing.bars import bars
+from safeqwen.showing.bars import bar_rows, is_of_another_view
+from safeqwen.showing.notebook import blurred as blurred_copy
 
 
 PICTURE = (24, 12)  # columns and rows of the terminal, at most
 BESIDE_FROM = 70  # columns; on a narrower terminal the picture stands above the bars
-BAR = 30  # columns of a probability of 1, at most
-BLURRED_SIDE = 6  # pixels that are left of the longer side of a blurred picture
+BAR, NARROWEST_BAR = 30, 5  # columns of a probability of 1, at most and at least
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -48,7 +46,7 @@ def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, blurred
     Args:
         console: as `terminal` returns it.
         verdict ([`Verdict`]): without an error.
-        unsafe_at, top: as [`bars`] takes them.
+        unsafe_at, top: as `bar_rows` takes them.
         picture (`bool`): whether to draw the picture.
         blurred (`bool`): whether to make it unrecognisable.
     """
@@ -63,7 +61,7 @@ def show_verdict(console, verdict, *, unsafe_at, top=None, picture=True, blurred
         title.append("  (blurred: --show-flagged)", style="not bold dim")
     console.print(title)
     is_beside = drawn is not None and console.width >= BESIDE_FROM
-    details = _details(console, verdict, bars(verdict, unsafe_at, top), PICTURE[0] if is_beside else 0)
+    details = _details(console, verdict, bar_rows(verdict, top, unsafe_at), PICTURE[0] + 2 if is_beside else 0)
     if is_beside:
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(width=PICTURE[0])
@@ -84,18 +82,20 @@ def _details(console, verdict, rows, columns_taken):
     from rich.table import Table
     from rich.text import Text
 
-    names = max(cell_len(row.name) for row in rows)
-    width = min(BAR, console.width - columns_taken - names - 20)  # beside the other columns
+    names = max(cell_len(row.title) for row in rows)
+    others = max(len(row.percent) for row in rows) + max(len(_rule(row)) for row in rows) + 6  # spaces between columns
+    width = min(BAR, console.width - columns_taken - names - others)
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
     for row in rows:
         style = _style(row)
-        cells = [Text(printable(row.name), style=style), Text(f"{row.value:6.1%}", style=style)]
-        if width >= 5:
-            cells.append(_bar(row, width, style, console.options.ascii_only))
-        if row.threshold is not None:
-            cells.append(Text(f">= {100 * row.threshold:.4g} %", style="dim"))
-        table.add_row(*cells)
+        bar = [_bar(row, width, style, console.options.ascii_only)] if width >= NARROWEST_BAR else []
+        title, percent = Text(printable(row.title), style=style), Text(row.percent, style=style)
+        table.add_row(title, percent, *bar, Text(_rule(row), style="dim"))
     lines = [table]
+    if is_of_another_view(verdict):
+        lines.append(Text("The probabilities are those of another view, by which the policy decided.", style="dim"))
     if verdict.decision is not None:
         action = verdict.decision.would_action
         colour = {"allow": "green", "flag": "yellow", "block": "red"}[action]
@@ -103,10 +103,16 @@ def _details(console, verdict, rows, columns_taken):
     return Group(*lines)
 
 
+def _rule(row):
+    if row.threshold is None:
+        return ""
+    return f"from {row.bound}: reached" if row.fires else f"from {row.bound}"
+
+
 def _style(row):
-    if row.reached:
+    if row.fires:
         return "red"
-    return "green" if row.name in ("safe", "unsafe", "not allowed") else ""  # a harm below its threshold is not green
+    return "green" if row.name in ("safe", "unsafe") else ""  # a harm below its threshold is not green
 
 
 def _bar(row, width, style, ascii_only):
@@ -114,9 +120,9 @@ def _bar(row, width, style, ascii_only):
     from rich.text import Text
 
     if ascii_only:
-        cells = "#" * round(row.value * width)
+        cells = "#" * round(row.probability * width)
     else:
-        full, eighths = divmod(round(row.value * width * 8), 8)
+        full, eighths = divmod(round(row.probability * width * 8), 8)
         cells = "█" * full + EIGHTHS[eighths].strip()
     if row.threshold is None:
         return Text(cells, style=style)
@@ -134,7 +140,7 @@ def _picture(console, image, blurred):
     if not sys.stdout.isatty():  # FORCE_COLOR asks for colours, not for pictures in a log
         return None
     if blurred:
-        image = image.resize(_fitted(image.size, BLURRED_SIDE, BLURRED_SIDE), Image.Resampling.BOX)
+        image = blurred_copy(image)
     columns, rows = min(PICTURE[0], console.width), PICTURE[1]
     cell, draw = _cell_size(), _graphics(os.environ)
     if cell is None or draw is None:

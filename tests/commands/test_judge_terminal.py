@@ -66,7 +66,7 @@ def on_a_terminal(*arguments, pixels=(0, 0), columns=100, **environment):
 def test_a_terminal_gets_colours_and_the_picture_and_is_asked_nothing(pictures):
     code, output = on_a_terminal(pictures / "safe.png", "--model", DEMO_CHECKPOINT)
     assert code == 0
-    assert COLOURED.search(output) and "▀" in output and "│" in output and ">= 50 %" in output
+    assert COLOURED.search(output) and "▀" in output and "│" in output and "from 50 %" in output
     assert not any(question in output for question in QUESTIONS)
 
 
@@ -129,7 +129,7 @@ def test_elsewhere_the_lines_are_plain(judge, where):
 
 def test_force_color_colours_a_file_but_draws_nothing_there(judge):
     output = judge("suicide.png", kind=io.TextIOWrapper, FORCE_COLOR="1")
-    assert COLOURED.search(output) and "▀" not in output and ">= 50 %" in output
+    assert COLOURED.search(output) and "▀" not in output and "from 50 %" in output
 
 
 def test_json_on_a_terminal_is_json(judge):
@@ -164,4 +164,4 @@ def test_what_a_policy_would_flag_is_blurred_in_shadow_mode_too(judge, tmp_path)
 
 def test_the_answer_stands_below_the_verdict(judge):
     output = judge("suicide.png", "--ask", "What is in this picture?", "--no-image")
-    assert output.index(">= 50 %") < output.index("I can't help")
+    assert output.index("from 50 %") < output.index("I can't help")

@@ -11,7 +11,7 @@ from rich.console import Console
 from safeqwen import SafetyPolicy
 from safeqwen.judging.verdict import Verdict
 from safeqwen.showing import terminal
-from safeqwen.showing.bars import Bar, bars
+from safeqwen.showing.bars import Bar, bar_rows, is_of_another_view
 
 
 NAMES = ["safe", "drugs", "weapons", "nudity"]
@@ -27,46 +27,43 @@ def verdict(probs=PROBS, policy=None, categories=NAMES, name="a.png", size=(100,
 
 
 def values(rows):
-    return {row.name: (round(row.value, 4), row.threshold, row.reached) for row in rows}
+    return {row.name: (round(row.probability, 4), row.threshold, row.fires) for row in rows}
 
 
-def test_without_a_policy_the_first_bar_alone_has_a_threshold():
-    rows = bars(verdict(), 0.9)
-    assert [row.name for row in rows] == ["unsafe", "drugs", "weapons", "safe"]  # nudity has 5 %
-    assert values(rows)["unsafe"] == (0.8, 0.9, False) and rows[1] == Bar("drugs", 0.5)
-    assert values(bars(verdict(), 0.8 - 1e-6))["unsafe"][2]
+def test_without_a_policy_the_bar_of_unsafe_has_the_threshold_that_was_given():
+    assert values(bar_rows(verdict(), unsafe_at=0.9))["unsafe"] == (0.8, 0.9, False)
+    rows = values(bar_rows(verdict(), unsafe_at=0.8 - 1e-6))
+    assert rows["unsafe"][2] and rows["drugs"] == (0.5, None, False)
+    with_a_policy = bar_rows(verdict(policy={"unsafe_threshold": 0.3}), unsafe_at=0.9)
+    assert values(with_a_policy)["unsafe"] == (0.8, 0.3, True)
 
 
 def test_with_a_policy_the_bars_are_what_its_thresholds_are_for():
     # A temperature of 2 halves the log-odds of 0.8: sigmoid(log(4) / 2) = 2 / 3; the harms keep their shares of it.
-    rows = values(bars(verdict(policy={"temperature": 2.0, "category_thresholds": {"drugs": 0.4}}), 0.5))
+    rows = values(bar_rows(verdict(policy={"temperature": 2.0, "category_thresholds": {"drugs": 0.4}})))
     assert rows["unsafe"] == (0.6667, 0.5, True)
     assert rows["drugs"] == (round(2 / 3 * 0.5 / 0.8, 4), 0.4, True)
     assert rows["weapons"] == (round(2 / 3 * 0.25 / 0.8, 4), None, False)
-    assert rows["safe"] == (0.3333, None, False)
 
 
-def test_what_a_policy_allows_has_no_threshold_and_does_not_count():
-    policy = {"actions": {"drugs": "allow"}, "category_thresholds": {"weapons": 0.3}}
-    rows = values(bars(verdict(policy=policy), 0.5))
-    assert rows["not allowed"] == (0.3, 0.5, False)  # weapons and nudity
-    assert rows["drugs"] == (0.5, None, False) and rows["weapons"] == (0.25, 0.3, False)
-    allowed = {"actions": {"unsafe": "allow", "weapons": "block"}, "category_thresholds": {"weapons": 0.2}}
-    rows = values(bars(verdict(policy=allowed), 0.5))
-    assert rows["unsafe"] == (0.8, None, False) and rows["weapons"] == (0.25, 0.2, True)
+def test_the_top_k_are_that_many_and_those_whose_rule_fires():
+    assert [row.name for row in bar_rows(verdict([1, 0, 0, 0]))] == ["unsafe", "safe"]
+    assert len(bar_rows(verdict([1, 0, 0, 0]), top=3)) == 4
+    policy = {"category_thresholds": {"nudity": 0.04}}
+    assert [row.name for row in bar_rows(verdict(policy=policy), top=1)] == ["unsafe", "drugs", "nudity"]
 
 
-def test_a_category_whose_rule_fired_is_among_the_bars_however_small():
-    rows = bars(verdict(policy={"category_thresholds": {"nudity": 0.04}}), 0.5)
-    assert values(rows)["nudity"] == (0.05, 0.04, True)
-    assert [row.name for row in bars(verdict(), 0.5, top=1)] == ["unsafe", "drugs"]
-
-
-def test_a_taxonomy_without_safe_has_no_bar_for_the_picture_as_a_whole():
-    assert [row.name for row in bars(verdict([0.9, 0.1], categories=["drugs", "weapons"]), 0.5)] == [
-        "drugs",
-        "weapons",
-    ]
+def test_bars_of_another_view_than_the_picture_say_so(monkeypatch):
+    # Two frames must fire. The picture is the third, the least safe; the policy decides by the next, the first.
+    policy = SafetyPolicy(categories=NAMES, clip={"at_least": 2, "of": 3})
+    probs = torch.tensor([[0.4, 0.6, 0, 0], [1, 0, 0, 0], [0.1, 0.9, 0, 0]])
+    picture = {"frames": [0, 1, 2], "thumbnail": Image.new("RGB", (9, 9))}
+    clip = Verdict(categories=NAMES, probs=probs, policy=policy, **picture)
+    assert is_of_another_view(clip) and values(bar_rows(clip))["unsafe"][0] == 0.6
+    assert any("those of another view" in line for line in drawn(monkeypatch, clip, 100))
+    assert not is_of_another_view(Verdict(categories=NAMES, probs=probs, **picture)) and not is_of_another_view(
+        verdict()
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +81,8 @@ def test_a_taxonomy_without_safe_has_no_bar_for_the_picture_as_a_whole():
     ],
 )
 def test_a_threshold_is_marked_at_its_place_in_a_bar(value, threshold, drawn):
-    bar = terminal._bar(Bar("drugs", value, threshold, threshold is not None and value >= threshold), 10, "", False)
+    fires = threshold is not None and value >= threshold
+    bar = terminal._bar(Bar("drugs", "drugs", value, threshold, fires), 10, "", False)
     assert bar.plain == drawn
     Console(file=io.StringIO(), force_terminal=True).print(bar)  # its styles are styles
 
@@ -121,13 +119,13 @@ def test_a_category_of_somebody_elses_model_cannot_command_the_terminal(monkeypa
     assert not any("\x1b" in line for line in lines)
 
 
-def test_six_pixels_a_side_are_all_that_is_left_of_a_blurred_picture(monkeypatch):
+def test_little_is_left_of_a_blurred_picture(monkeypatch):
     seen = []
     monkeypatch.setattr(terminal, "_half_blocks", lambda image, columns, rows: seen.append(image.size) or "")
     shown = verdict(size=(300, 150))
     for blurred in (True, False):
         drawn(monkeypatch, shown, 100, blurred=blurred)
-    assert seen == [(6, 3), (300, 150)]
+    assert seen == [(32, 16), (300, 150)]
 
 
 @pytest.mark.parametrize(
