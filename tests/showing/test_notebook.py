@@ -162,9 +162,8 @@ def test_pictures_that_differ_in_details_alone_look_the_same_when_blurred():
     stripes = np.tile(np.arange(24) // 2 % 2 * 255, (16, 1)).astype(np.uint8)  # each a twelfth of the width
     one, other = (Image.fromarray(v).resize((300, 200), Image.Resampling.NEAREST) for v in (stripes, 255 - stripes))
     difference = np.asarray(blurred(one), float) - np.asarray(blurred(other), float)
-    assert (
-        np.abs(difference[:, 8:-8]).max() < 13
-    )  # a twentieth of black against white; at the edge half a stripe is cut
+    # At the edge a stripe goes on for ever; away from it less than a twentieth of black against white is left.
+    assert np.abs(difference[:, 10:-10]).max() < 13
 
 
 def test_names_reasons_and_categories_are_text_and_cannot_command_the_browser():
