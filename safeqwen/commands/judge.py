@@ -1,7 +1,6 @@
 """`safeqwen judge`: a verdict on each picture, and an answer about it, on the terminal or as JSON lines."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -9,19 +8,17 @@ from functools import partial
 import transformers
 from transformers import TextStreamer
 
+from safeqwen.commands.model import DEMO, hub_of, load_model, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Prompt, answer
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, UNSAFE_AT, Verdict
-from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.showing.terminal import show_verdict, terminal
 
 
-DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
 
@@ -45,21 +42,16 @@ def run(args):
     transformers.logging.disable_progress_bar()
     if not prepare_streams():
         return _fail("stdout is closed; send it to a file, or to /dev/null if only the exit code matters")
-    if args.model == "demo" and not os.path.exists("demo"):  # as safeqwen train names it
-        args.model = None
-    if args.model is None:
-        say(DEMO_WARNING)
-    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        model, processor = load(args.model, dtype=args.dtype, device=args.device, **hub)
-    except Exception as error:  # whatever the library raises for a folder that is no model
-        return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
+        model, processor = load_model(args)
+    except ValueError as error:
+        return _fail(str(error))
     categories = model.config.safety_categories
     if args.fail_on_unsafe and SAFE not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
 
     try:
-        args.policy = _policy(args, model, {name: value for name, value in hub.items() if value})
+        args.policy = _policy(args, model)
     except (OSError, ValueError) as error:
         return _fail(str(error))
 
@@ -75,7 +67,7 @@ def run(args):
                 failed |= verdict.error is not None
                 unsafe |= _is_unsafe(verdict, args)
                 if args.json:
-                    print(json.dumps(_json_fields(name, verdict, answer_text, args.model or "demo")), flush=True)
+                    print(json.dumps(_json_fields(name, verdict, answer_text, args.model or DEMO)), flush=True)
     except (RuntimeError, ValueError) as error:  # the model may not judge at all; --max-pixels is out of range
         return _fail(str(error))
     except BrokenPipeError:  # e.g. `safeqwen judge ... | head`
@@ -94,7 +86,7 @@ def _fail(reason):
     return 2
 
 
-def _policy(args, model, hub):
+def _policy(args, model):
     """The policy of --policy, by default the one beside the weights, or `None`."""
     if args.policy is None:
         policy = model.safety_policy
@@ -103,7 +95,7 @@ def _policy(args, model, hub):
     else:
         policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
         if policy.model is not None:
-            policy.check(fingerprint=weights_fingerprint(args.model or DEMO_CHECKPOINT, **hub))
+            policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
     if policy is not None and args.unsafe_at is not None:
         raise ValueError("--unsafe-at is for judging without a policy: leave it out, or add --policy none")
     return policy
