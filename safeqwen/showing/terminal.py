@@ -104,9 +104,7 @@ def _details(console, verdict, rows, columns_taken):
 
 
 def _rule(row):
-    if row.threshold is None:
-        return ""
-    return f"from {row.bound}: reached" if row.fires else f"from {row.bound}"
+    return "" if row.threshold is None else f"from {row.bound}"
 
 
 def _style(row):
