@@ -9,10 +9,11 @@ import numpy as np
 from safeqwen.data.taxonomy import title_of
 from safeqwen.evaluation.bootstrap import picture_of
 from safeqwen.evaluation.guard_metrics import take_verdicts
-from safeqwen.evaluation.page import data_url, render, thumbnail
+from safeqwen.evaluation.page import render, thumbnail
 from safeqwen.evaluation.plots import figure_text, policy_of
 from safeqwen.judging.verdict import SAFE
 from safeqwen.provenance import without_folders
+from safeqwen.showing.html import data_url
 
 
 NUM_ERRORS_SHOWN = 200

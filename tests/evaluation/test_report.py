@@ -11,11 +11,12 @@ from guard_rows import CATEGORIES
 from PIL import Image
 from reported import metrics_of, sixty_rows
 
-from safeqwen.evaluation.page import MAX_CHARACTERS, data_url, render, thumbnail, visible
+from safeqwen.evaluation.page import render, thumbnail
 from safeqwen.evaluation.plots import make_plots
 from safeqwen.evaluation.report import NUM_MISTAKES_SHOWN, worst_mistakes, write_report
 from safeqwen.evaluation.rows import Example, Row
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.showing.html import MAX_CHARACTERS, data_url, visible
 
 
 EVIL = "<script>alert(1)</script>"
