@@ -1,10 +1,10 @@
-"""Where a verdict comes from: what each patch of a picture adds to the log-odds of a category, by one forward and backward.
+"""Where a verdict comes from: what each patch of a picture adds to the log-odds of a category.
 
-The method is layer-wise relevance propagation by the rules of AttnLRP (Achtibat et al. 2024, arXiv 2402.05602), down to
-the pixels: gradient x input, with every step between taken as linear around this picture. Attention weights count as
-constants (as in CP-LRP, Ali et al. 2022, arXiv 2202.07304), so do the denominators of norms, an activation f(x) is
-x * (f(x) / x) with a constant factor, and a product of two paths gives each of them half. docs/heatmaps.md compares it
-to others on pictures whose answer is known.
+By one forward and one backward a category. The method is layer-wise relevance propagation by the rules of AttnLRP
+(Achtibat et al. 2024, arXiv 2402.05602), down to the pixels: gradient x input, where each step between is taken as
+linear around this picture. Attention weights count as constants (as in Ali et al. 2022, arXiv 2202.07304), and so do
+the denominators of norms; an activation f(x) is x * (f(x) / x) with a constant factor; a product of two paths gives
+half to each. docs/heatmaps.md compares it with other methods, on pictures of which the answer is known.
 """
 
 import threading
@@ -93,11 +93,11 @@ def heatmaps(engine, view, categories, max_pixels=None):
 
 
 def refuse_offloaded(model):
-    """Raises a `RuntimeError` if weights are elsewhere until their layer is called: there is nothing to go back through."""
+    """Raises a `RuntimeError` if weights come to their place when their layer is called: no way leads back then."""
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise RuntimeError(
-            "heat maps need the whole model in memory, but some of its weights are offloaded (to the CPU or a disk): load "
-            "it without device_map, or on devices that hold all of it"
+            "heat maps need all weights in place, but some are offloaded to the CPU or a disk: load the model without "
+            "device_map, or on devices that hold all of it"
         )
 
 
@@ -139,7 +139,7 @@ def _inputs(engine, frame):
 
 
 def log_odds(logits, column, categories):
-    """`(..., categories)` logits -> `(...)` log-odds of a column against "safe", or of and without "safe" against all others."""
+    """`(..., categories)` logits -> `(...)` log-odds of a column that [`Heatmap`] explains."""
     if SAFE in categories and categories[column] != SAFE:
         return logits[..., column] - logits[..., categories.index(SAFE)]
     others = [other for other in range(len(categories)) if other != column]
@@ -163,14 +163,14 @@ class _Traced:
         expected = 5 * vision + 6 * text + 3 + config.safety_num_hidden_layers
         if self.patches is None or self.num_calls != expected:
             raise RuntimeError(
-                f"heat maps are for the layers of Qwen2.5-VL: expected {expected} calls of them, saw {self.num_calls}; "
-                "was the model compiled, or were layers replaced?"
+                f"heat maps are for the layers of Qwen2.5-VL: expected {expected} calls, saw {self.num_calls}; was the "
+                "model compiled, or were layers replaced?"
             )
 
 
 @contextmanager
 def _linear_layers(model):
-    """Makes this thread's forwards within linear around their input: values stay, to the bit, gradients follow the rules."""
+    """Makes this thread's forwards linear around their input: values stay, to the bit; gradients follow the rules."""
     traced, thread = _Traced(), threading.get_ident()
 
     def on_call(rule, layer, args, output):

@@ -1,7 +1,7 @@
-"""A heat map's numbers as colours over a picture: the one colour map, and the one rule for what is painted how strongly.
+"""A heat map's numbers as colours over a picture: the one colour map, and the one rule for what is painted how much.
 
-Colours are viridis (Smith, van der Walt and Firing, 2015, released under CC0): from violet to yellow its lightness grows
-evenly, for people who see few colours and in grey print too.
+The colours are viridis (Smith, van der Walt and Firing, 2015; CC0). From violet to yellow its lightness grows evenly,
+also for people who tell few colours apart, and in grey print.
 """
 
 import numpy as np
@@ -27,10 +27,10 @@ def strength(values):
     """
     How strongly each patch is painted, from 0 (nothing) to 1.
 
-    Only positive values are evidence for the category, and only what a patch has beyond the mean of them (an even
-    share) tells it from the others: a map of equal values is 0 everywhere. The strongest patch is 1 if it has twice the
-    even share or more, and less if it has less. All is weaker in proportion if the positive values add up to less than
-    1 (odds times 2.7): next to nothing then speaks for the category.
+    Only positive values are evidence for the category, and only what a patch has beyond their mean over all patches,
+    an even share, tells it from the others: a map of equal values is 0 everywhere. The strongest patch is 1 if it has
+    twice the even share or more, and less if it has less. All is weaker in proportion if the positive values add up to
+    less than 1 (odds times 2.7): next to nothing speaks for the category then.
 
     `[[0, 3], [1, 0]]` -> `[[0, 1], [0, 0]]`: the even share is 1.
 
@@ -76,7 +76,7 @@ def colour(strengths):
 
 def overlay(image, values, opacity=0.5):
     """
-    Returns a picture with a heat map over it (RGB `PIL.Image` of the picture's size); see `strength` for what is painted.
+    Returns a picture with a heat map over it (RGB `PIL.Image` of the picture's size), painted by `strength`.
 
     Args:
         image (`PIL.Image.Image`)
