@@ -7,6 +7,7 @@ from safeqwen.judging.decision import Decision
 from safeqwen.judging.load import load
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.verdict import Verdict
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 from safeqwen.prompt import plain_text
@@ -23,6 +24,7 @@ __all__ = [
     "SafetyPipeline",
     "SafetyPolicy",
     "UnreadableImage",
+    "Verdict",
     "load",
     "plain_text",
     "read_bytes",

@@ -23,29 +23,27 @@ from safeqwen.evaluation.answers import refused
 from safeqwen.evaluation.rows import FILE, LOCK, Example, Row, RowsFile, read_rows
 from safeqwen.files import write_json
 from safeqwen.fingerprint import weights_fingerprint
-from safeqwen.judging.answering import Answered, Prompt, answer
+from safeqwen.judging.answering import Prompt, answer
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.verdict import SAFE, worst_frame
+from safeqwen.judging.verdict import SAFE, Verdict, reason_of
 from safeqwen.loading import DEMO_CHECKPOINT
-from safeqwen.pictures import frame_numbers, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.provenance import git_commit, package_versions
 
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "accelerate", "scikit-learn", "torchmetrics")
 RECORD = "run.json"
 COMPARED = ("benchmark", "model_fingerprint", "categories", "settings", "num_rows")  # of run.json, when a run goes on
-SPEAK_FOR_THEMSELVES = (ValueError, OSError, MemoryError, FloatingPointError)  # errors that need no name before them
 # What a row has of its example, and what a row that is there must still agree with.
 FROM_EXAMPLE = [one.name for one in fields(Example) if one.name not in ("image", "error")]
 
 
 @dataclass(eq=False)
-class Picture:
-    """An example on its way through the model, with what reading its picture showed."""
+class Read:
+    """An example on its way through the model, with the digest of its picture once that was read."""
 
     example: Example
     image_sha256: str | None = None
-    frames: list | None = None  # numbers, one a view
 
 
 def evaluate(
@@ -193,69 +191,63 @@ def _check_same(row, example, out):
 
 def _judged_rows(engine, examples, **settings):
     """Yields a [`Row`] with a verdict, or an error, for each example."""
-    waiting = deque()
-
-    def pictures():
-        for example in examples:
-            waiting.append(Picture(example))
-            yield waiting[-1]
-
-    for verdict, seconds in engine.judge_each(pictures(), _read, timed=True, **settings):
-        yield _row(waiting.popleft(), engine, verdict, seconds)
+    return map(_row, engine.judge_each(map(Read, examples), _read, thumbnails=False, **settings))
 
 
 def _answered_rows(engine, examples, judge, *, batch_size, num_workers, max_pixels, max_new_tokens):
     """Yields a [`Row`] with verdict and answer, or an error, for each example."""
     settings = {"batch_size": batch_size, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        for pictures, reads in _read_ahead(pool, examples, batch_size):
-            answered = _answer_each(engine, pictures, reads, settings)
-            rows = [_row(p, engine, one.error or one.probs, one.seconds) for p, one in zip(pictures, answered)]
-            for row, one in zip(rows, answered):
-                _add_answer(row, one.text)
+        for batch, opening in _read_ahead(pool, engine, examples, batch_size):
+            rows = []
+            for verdict, text in _answer_each(engine, batch, opening, settings):
+                rows.append(_row(verdict))
+                _add_answer(rows[-1], text)
             if judge is not None:
                 list(pool.map(lambda row: _ask_judge(judge, row), rows))
             yield from rows
 
 
-def _read_ahead(pool, examples, batch_size):
-    """Yields lists of [`Picture`] with the futures of their views; the pool reads the next list meanwhile."""
+def _read_ahead(pool, engine, examples, batch_size):
+    """Yields lists of [`Read`] with the futures of the engine's pictures; the pool reads the next list meanwhile."""
     batches = deque()
     while True:
-        while len(batches) < 2 and (batch := [*map(Picture, itertools.islice(examples, batch_size))]):
-            batches.append((batch, [pool.submit(_read, picture) for picture in batch]))
+        while len(batches) < 2 and (batch := [*map(Read, itertools.islice(examples, batch_size))]):
+            batches.append((batch, [pool.submit(engine.open, item, _read, thumbnails=False) for item in batch]))
         if not batches:
             return
         yield batches.popleft()
 
 
-def _answer_each(engine, pictures, reads, settings):
-    """[`Answered`] for each picture; without a text where the row has no question."""
-    answered, prompts = {}, {}
-    for picture, read in zip(pictures, reads):
-        if read.exception() is not None:
-            answered[picture] = Answered(error=read.exception())
-        elif picture.example.query:
-            prompts[picture] = Prompt(read.result(), picture.example.query)
+def _answer_each(engine, batch, opening, settings):
+    """A [`Verdict`] and an answer for each item; the answer is `None` where there is no question or no verdict."""
+    done, pictures = {}, {}
+    for item, future in zip(batch, opening):
+        if error := future.exception():
+            done[item] = Verdict(categories=engine.categories, image=item, error=reason_of(error)), None
+        elif item.example.query:
+            pictures[item] = future.result()
         else:
-            max_pixels = settings["max_pixels"]
-            ((verdict, seconds),) = engine.judge_each([read.result()], list, max_pixels=max_pixels, timed=True)
-            failed = isinstance(verdict, Exception)
-            answered[picture] = Answered(error=verdict) if failed else Answered(verdict, seconds=seconds)
-    answered |= zip(prompts, answer(engine, [*prompts.values()], **settings))
-    return [answered[picture] for picture in pictures]
+            views, max_pixels = future.result().views, settings["max_pixels"]
+            (verdict,) = engine.judge_each(
+                [item], lambda _, views=views: views, max_pixels=max_pixels, thumbnails=False
+            )
+            done[item] = verdict, None
+    prompts = [Prompt(picture.views, item.example.query) for item, picture in pictures.items()]
+    for (item, picture), one in zip(pictures.items(), answer(engine, prompts, **settings)):
+        done[item] = picture.verdict([one.error] if one.error else one.probs, one.seconds), one.text
+    return [done[item] for item in batch]
 
 
-def _read(picture):
+def _read(item):
     """The views of an example's picture."""
-    example = picture.example
+    example = item.example
     if example.error is not None:
-        raise ValueError(example.error)
+        raise UnreadableImage(example.error)
     if example.image is None:
-        raise ValueError("the row has no picture")
+        raise UnreadableImage("the row has no picture")
     views = read_image(example.image)
-    picture.frames = frame_numbers(views)
-    picture.image_sha256 = hashlib.sha256(_bytes_of(example.image, views)).hexdigest()
+    item.image_sha256 = hashlib.sha256(_bytes_of(example.image, views)).hexdigest()
     return views
 
 
@@ -270,19 +262,18 @@ def _bytes_of(image, views):
     return b"".join(str(view.size).encode() + view.tobytes() for view in views)
 
 
-def _row(picture, engine, verdict, seconds):
-    row = Row(**{name: getattr(picture.example, name) for name in FROM_EXAMPLE}, image_sha256=picture.image_sha256)
-    if isinstance(verdict, Exception):
-        row.error = " ".join(_without_folder(str(verdict), picture.example).split())
-        if not isinstance(verdict, SPEAK_FOR_THEMSELVES):
-            row.error = f"{type(verdict).__name__}: {row.error}"
+def _row(verdict):
+    """The [`Row`] of a verdict on a [`Read`]."""
+    example = verdict.image.example
+    row = Row(**{name: getattr(example, name) for name in FROM_EXAMPLE}, image_sha256=verdict.image.image_sha256)
+    if verdict.error is not None:
+        row.error = " ".join(_without_folder(verdict.error, example).split())
         return row
-    categories = engine.model.config.safety_categories
-    scores = [dict(zip(categories, probs)) for probs in verdict.tolist()]
-    row.probs = scores[worst_frame(verdict, categories)]
-    if len(scores) > 1:
-        row.views = [{"frame": frame, "probs": probs} for frame, probs in zip(picture.frames, scores)]
-    row.latency_ms = round(1000 * seconds, 3)
+    row.probs = verdict.scores
+    if len(verdict.frames) > 1:
+        scores = [dict(zip(verdict.categories, probs)) for probs in verdict.probs.tolist()]
+        row.views = [{"frame": frame, "probs": probs} for frame, probs in zip(verdict.frames, scores)]
+    row.latency_ms = round(1000 * verdict.seconds, 3)
     return row
 
 

@@ -1,4 +1,4 @@
-"""Frames in, probabilities out: what the command, the pipeline and every evaluation judge pictures with.
+"""Pictures in, verdicts out: what the command, the pipeline and every evaluation judge pictures with.
 
 Every frame is judged by itself, with the chat prompt around one picture and no text. The engine decides which frames
 share a forward, how much is prepared ahead, and what an error costs:
@@ -14,11 +14,15 @@ import inspect
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
+from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.judging.verdict import NAMELESS, Verdict, name_of, reason_of, thumbnail_of, worst_frame
+from safeqwen.pictures import frame_numbers, read_image, read_stream
 from safeqwen.prompt import prompt_ids
 
 
@@ -48,6 +52,65 @@ class Frame:
     @property
     def num_bytes(self):
         return 0 if self.pixel_values is None else self.pixel_values.nbytes
+
+
+@dataclass(frozen=True)
+class Origin:
+    """
+    How a picture was judged, to judge it again.
+
+    Args:
+        engine ([`Engine`])
+        read (callable): picture -> its views (`list[PIL.Image.Image]`).
+        max_pixels (`int`, *optional*): as in `Engine.image_settings`.
+    """
+
+    engine: "Engine"
+    read: Callable
+    max_pixels: int | None
+
+
+@dataclass(eq=False)
+class Picture:
+    """
+    A picture that was read and is not judged yet: all of its verdict but the probabilities.
+
+    Args:
+        image: as in [`Verdict`], like `policy` and `origin`.
+        views (`list[PIL.Image.Image]`): what `origin.read` returned.
+        frames (`list[int]`): the number of the frame that each view shows.
+        thumbnails (`list[PIL.Image.Image]`, *optional*): one a view.
+    """
+
+    image: object
+    views: list
+    frames: list
+    thumbnails: list | None
+    policy: SafetyPolicy | None
+    origin: Origin
+    prepared: list = ()  # of `judge_each`, which drops the views for it
+
+    @property
+    def num_bytes(self):
+        return sum(frame.num_bytes for frame in self.prepared)
+
+    def verdict(self, judged, seconds=0.0):
+        """Returns the [`Verdict`], of what `Engine.judge` returned for the views, and the model's time for them."""
+        categories = self.origin.engine.categories
+        about = {
+            "categories": categories,
+            "frames": self.frames,
+            "image": self.image,
+            "policy": self.policy,
+            "seconds": seconds,
+            "origin": self.origin,
+        }
+        for error in judged:
+            if isinstance(error, Exception):
+                return Verdict(error=reason_of(error), **about)
+        probs = torch.stack([*judged])
+        thumbnail = self.thumbnails[worst_frame(probs, categories)] if self.thumbnails else None
+        return Verdict(probs=probs, thumbnail=thumbnail, **about)
 
 
 @dataclass
@@ -90,6 +153,36 @@ class Engine:
             "size": {"shortest_edge": min(processor.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
         }
 
+    @property
+    def categories(self):
+        """The model's categories (`list[str]`), in its order."""
+        return list(self.model.config.safety_categories)
+
+    def open(self, image, read=read_image, *, policy=None, max_pixels=None, thumbnails=True):
+        """
+        Returns the [`Picture`] that is read from an image, for a verdict that names it and can draw its maps.
+
+        Args:
+            image: what `read` takes. A binary stream becomes its bytes, `{"bytes", "path"}`, which can be read again.
+            read (callable): image -> views (`list[PIL.Image.Image]`), as [`safeqwen.read_image`] returns them.
+            policy ([`SafetyPolicy`], *optional*): for these categories.
+            max_pixels (`int`, *optional*): as in `image_settings`.
+            thumbnails (`bool`): whether the verdict has one.
+
+        Raises:
+            UnreadableImage: or whatever else `read` raises.
+            ValueError: if `read` returned no view, or several that do not say which frame they show.
+        """
+        if hasattr(image, "read"):
+            name = name_of(image)
+            image = {"bytes": read_stream(image)[0], "path": name if name != NAMELESS else None}
+        views = read(image)
+        if not views:
+            raise ValueError("the picture has no view to judge")
+        frames = [0] if len(views) == 1 else frame_numbers(views)
+        small = [thumbnail_of(view) for view in views] if thumbnails else None
+        return Picture(image, views, frames, small, policy, Origin(self, read, max_pixels))
+
     def prepare(self, frames, max_pixels=None):
         """Returns a list of [`Frame`], one for each of the `frames` (`list[PIL.Image.Image]`)."""
         settings = self.image_settings(max_pixels)
@@ -103,7 +196,7 @@ class Engine:
 
     def judge(self, frames, batch_size=None, max_batch_tokens=MAX_BATCH_TOKENS):
         """
-        The verdict on each frame.
+        The probabilities of each frame.
 
         Args:
             frames (`list[Frame]`)
@@ -127,35 +220,32 @@ class Engine:
     def judge_each(
         self,
         items,
-        read,
+        read=read_image,
         *,
         batch_size=1,
         num_workers=0,
         max_pixels=None,
         max_batch_tokens=MAX_BATCH_TOKENS,
         memory_budget=MEMORY_BUDGET,
-        timed=False,
+        policy=None,
+        thumbnails=True,
     ):
         """
-        Yields the verdict on each of many pictures, in their order.
+        Yields a [`Verdict`] on each of many pictures, in their order.
+
+        One that cannot be judged is a verdict with an error: what the source or `read` raised for it, or one of those
+        of `judge`.
 
         Args:
             items: anything that can be iterated, or a map-style dataset. It is read only as far as verdicts are asked
                 for, and always by the thread that asks.
-            read (callable): item -> frames (`list[PIL.Image.Image]`). Called by the workers, several at a time.
+            read, policy, max_pixels, thumbnails: as in `open`. `read` is called by the workers, several at a time.
             batch_size, max_batch_tokens (`int`): as in `judge`.
             num_workers (`int`): threads that read and prepare pictures ahead, while others are judged. With 0 the
                 calling thread does.
-            max_pixels (`int`, *optional*): as in `image_settings`.
             memory_budget (`int`): bytes of pictures that are prepared and not judged yet, at most. Each worker may go
                 over it by the picture that it is at. Half of it is for the pictures that are batched together. What
                 items themselves take is not counted.
-            timed (`bool`): yield pairs: what is yielded else, and the seconds (`float`) that the model took for it, of
-                a batch its share.
-
-        Yields:
-            `torch.FloatTensor` of shape `(frames, categories)`, float32, on the CPU; or the `Exception` that explains
-            why this picture has no verdict: what the source or `read` raised for it, or one of those of `judge`.
 
         Raises:
             Exception: the error of a source that cannot go on after it, such as a generator. The verdicts on the
@@ -165,44 +255,49 @@ class Engine:
         window_size = WINDOW * batch_size if batch_size > 1 else 1
         budget = _Budget(memory_budget)
 
+        def refused(error, image=None):
+            return Verdict(categories=self.categories, image=image, policy=policy, error=reason_of(error))
+
         def prepare(item):
-            if isinstance(item, (Exception, SourceFailed)):
+            if isinstance(item, SourceFailed):
                 return item
+            if isinstance(item, Exception):
+                return refused(item)
             try:
-                return self.prepare(read(item), max_pixels)
+                picture = self.open(item, read, policy=policy, max_pixels=max_pixels, thumbnails=thumbnails)
+                picture.prepared, picture.views = self.prepare(picture.views, max_pixels), None
             except Exception as error:  # whatever a reader raises for one picture
-                return _without_tensors(error)
+                return refused(error, item)
+            return picture
 
         prepared = _prepare_ahead(items_of(items), prepare, budget, num_workers, max(window_size, 2 * num_workers))
         try:
             while window := _take_window(prepared, window_size, memory_budget / 2):
                 failed = window.pop() if isinstance(window[-1], SourceFailed) else None
-                for verdict, seconds in self._judge_window(window, batch_size, max_batch_tokens, budget):
-                    yield (verdict, seconds) if timed else verdict
+                yield from self._judge_window(window, batch_size, max_batch_tokens, budget)
                 if failed is not None:
                     raise failed.error
         finally:
             prepared.close()
 
     def _judge_window(self, window, batch_size, max_batch_tokens, budget):
-        """`judge_each`, timed, for a few entries, each a list of [`Frame`] or an exception."""
-        frames = [frame for entry in window if not isinstance(entry, Exception) for frame in entry]
-        verdicts, seconds = {}, {}
+        """`judge_each` for a few entries, each a [`Picture`], or the [`Verdict`] that it could not be read."""
+        frames = [frame for entry in window if isinstance(entry, Picture) for frame in entry.prepared]
+        judged, seconds = {}, {}
         for batch in self._batches(frames, batch_size, max_batch_tokens):
             batch = [frames[i] for i in batch]
             started = time.perf_counter()
-            verdicts |= zip(map(id, batch), self._judge_batch(batch))
-            seconds |= dict.fromkeys(map(id, batch), (time.perf_counter() - started) / len(batch))
+            judged |= zip(batch, self._judge_batch(batch))
+            seconds |= dict.fromkeys(batch, (time.perf_counter() - started) / len(batch))
             budget.give_back(sum(frame.num_bytes for frame in batch))
             for frame in batch:
                 frame.pixel_values = None
         for entry in window:
-            if isinstance(entry, Exception):
-                yield entry, 0.0
-                continue
-            judged = [verdicts[id(frame)] for frame in entry]
-            error = next((verdict for verdict in judged if isinstance(verdict, Exception)), None)
-            yield error or torch.stack(judged), sum(seconds[id(frame)] for frame in entry)
+            if isinstance(entry, Picture):
+                entry = entry.verdict(
+                    [judged[frame] for frame in entry.prepared], sum(map(seconds.get, entry.prepared))
+                )
+            yield entry
 
     def _batches(self, frames, batch_size, max_batch_tokens):
         """Lists of indices of frames that go through the model together, those of similar size."""
@@ -345,8 +440,8 @@ def _prepare_ahead(items, prepare, budget, num_workers, num_ahead):
         if budget.closed:
             return None
         entry = prepare(item)
-        if isinstance(entry, list):
-            budget.take(sum(frame.num_bytes for frame in entry))
+        if isinstance(entry, Picture):
+            budget.take(entry.num_bytes)
         return entry
 
     if num_workers == 0:
@@ -376,7 +471,7 @@ def _take_window(prepared, window_size, max_bytes):
     window, num_bytes = [], 0
     for entry in prepared:
         window.append(entry)
-        num_bytes += sum(frame.num_bytes for frame in entry) if isinstance(entry, list) else 0
+        num_bytes += entry.num_bytes if isinstance(entry, Picture) else 0
         if len(window) == window_size or num_bytes >= max_bytes or isinstance(entry, SourceFailed):
             break
     return window

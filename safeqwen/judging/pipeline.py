@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections import deque
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +15,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine, SourceFailed, items_of
+from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine, items_of
 from safeqwen.judging.load import default_dtype, load_policy
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.judging.verdict import worst_frame
-from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
+from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.processor import save_processor
 
 
@@ -108,6 +108,43 @@ class SafetyPipeline(Pipeline):
         self.engine.image_settings(self.settings.max_pixels)  # raises now if it is out of range
         self.settings = replace(self.settings, policy=self._policy(self.settings.policy))
 
+    def verdict(self, image, **kwargs):
+        """
+        Returns the [`Verdict`] on one picture.
+
+        Args:
+            image: as in a call of the pipeline.
+            kwargs: `policy`, `timeout`, `private_networks`, `max_pixels` and `max_batch_tokens` as in a call. Without
+                a policy here or of the pipeline the decision is by the one that lies beside the weights, if there is
+                one; with `policy=None` there is none.
+
+        Raises:
+            As a call does.
+        """
+        settings = self._settings(kwargs, of_verdicts=True)
+        return self._forward(self.preprocess(image, settings, thumbnails=True), settings)
+
+    def verdicts(self, images, *, batch_size=None, num_workers=None, **kwargs):
+        """
+        The [`Verdict`] on each of many pictures: a list for a list, else an iterator.
+
+        One that cannot be judged has an `error` in its place. A verdict takes up to 0.3 MB, for its thumbnail, beside
+        what it was made of: go through many pictures with an iterator, as of a generator.
+
+        Args:
+            images, batch_size, num_workers: as in a call of the pipeline, but not one picture alone.
+            kwargs: as in `verdict`, and `memory_budget` as in a call.
+
+        Raises:
+            ValueError: on one picture alone, and as a call does.
+            RuntimeError, OSError: as a call does.
+        """
+        if _is_one(images):
+            raise ValueError("verdicts takes a list, generator or dataset of pictures; verdict takes one")
+        batching = self._batching(batch_size, num_workers)
+        verdicts = self._judge_each(images, batching, self._settings(kwargs, of_verdicts=True))
+        return list(verdicts) if isinstance(images, (list, tuple)) else verdicts
+
     def __call__(self, images, *, batch_size=None, num_workers=None, **kwargs):
         """
         The verdict on each picture.
@@ -154,53 +191,47 @@ class SafetyPipeline(Pipeline):
                 none.
             OSError: if the policy cannot be read.
         """
+        batching, settings = self._batching(batch_size, num_workers), self._settings(kwargs)
+        if _is_one(images):
+            return self.postprocess(self._forward(self.preprocess(images, settings), settings), settings)
+        verdicts = self._judge_each(images, batching, settings, thumbnails=False)
+        verdicts = (self.postprocess(verdict, settings) for verdict in verdicts)
+        return list(verdicts) if isinstance(images, (list, tuple)) else verdicts
+
+    def _settings(self, kwargs, of_verdicts=False):
+        """The [`Settings`] of a call, or of one that returns verdicts, which go by the model's own policy, too."""
+        if of_verdicts and (chosen := kwargs.keys() & {"top_k", "threshold"}):
+            raise ValueError(f"a verdict holds every category and goes by its policy: leave out {min(chosen)}")
+        if "policy" in kwargs:
+            kwargs["policy"] = self._policy(kwargs["policy"])
+        elif of_verdicts and self.settings.policy is None:
+            kwargs["policy"] = getattr(self.model, "safety_policy", None)
+        settings = replace(self.settings, **kwargs)
+        self.engine.image_settings(settings.max_pixels)  # raises now if it is out of range
+        return settings
+
+    def _batching(self, batch_size, num_workers):
+        """The two (`dict`) as the engine takes them."""
         batch_size = (self._batch_size or 1) if batch_size is None else batch_size
         num_workers = (self._num_workers or 0) if num_workers is None else num_workers
         if batch_size < 1 or num_workers < 0:
             raise ValueError(
                 f"batch_size must be 1 or more and num_workers 0 or more, got {batch_size}, {num_workers}"
             )
-        if "policy" in kwargs:
-            kwargs["policy"] = self._policy(kwargs["policy"])
-        settings = replace(self.settings, **kwargs)
-        self.engine.image_settings(settings.max_pixels)  # raises now if it is out of range
-        if isinstance(images, ONE_PICTURE) or hasattr(images, "read"):
-            views = _read(images, settings)
-            probs = self._forward(self.engine.prepare(views, settings.max_pixels), settings)
-            return self.postprocess(probs, settings, settings.policy and frame_numbers(views))
-        verdicts = self._judge_each(_undecoded(images), batch_size, num_workers, settings)
-        return list(verdicts) if isinstance(images, (list, tuple)) else verdicts
+        return {"batch_size": batch_size, "num_workers": num_workers}
 
-    def _judge_each(self, images, batch_size, num_workers, settings):
-        """Yields what `postprocess` returns, or `{"error"}`, for each picture, in their order."""
-        waiting = deque()  # those that are on their way through the engine, which keeps their order
-
-        def items():
-            for item in items_of(images):
-                waiting.append(_Item(item))
-                yield item if isinstance(item, (Exception, SourceFailed)) else waiting[-1]
-
-        def read(item):
-            views = _read(item.image, settings)
-            item.frames = settings.policy and frame_numbers(views)
-            return views
-
-        verdicts = self.engine.judge_each(
-            items(),
-            read,
-            batch_size=batch_size,
-            num_workers=num_workers,
+    def _judge_each(self, images, batching, settings, thumbnails=True):
+        """An iterator of the [`Verdict`] on each picture, in their order."""
+        return self.engine.judge_each(
+            map(_picture_in, items_of(_undecoded(images))),
+            _reader(settings),
+            **batching,
             max_pixels=settings.max_pixels,
             max_batch_tokens=settings.max_batch_tokens,
             memory_budget=settings.memory_budget,
+            policy=settings.policy,
+            thumbnails=thumbnails,
         )
-        for probs in verdicts:
-            item = waiting.popleft()
-            if isinstance(probs, Exception):
-                known = isinstance(probs, (UnreadableImage, FloatingPointError, MemoryError))
-                yield {"error": str(probs) if known else f"{type(probs).__name__}: {probs}"}
-            else:
-                yield self.postprocess(probs, settings, item.frames)
 
     def _policy(self, policy):
         """The [`SafetyPolicy`] that a user names, if it is for this model."""
@@ -224,34 +255,38 @@ class SafetyPipeline(Pipeline):
         self.settings = Settings(**kwargs)
         return {}, {}, {}
 
-    def preprocess(self, image, settings=None):
-        """A picture -> a list of the engine's `Frame`."""
+    def preprocess(self, image, settings=None, thumbnails=False):
+        """A picture -> the engine's [`Picture`] of it, prepared."""
         settings = settings or self.settings
-        return self.engine.prepare(_read(image, settings), settings.max_pixels)
+        image = _picture_in(image)
+        if isinstance(image, Exception):
+            raise image
+        read, max_pixels = _reader(settings), settings.max_pixels
+        picture = self.engine.open(image, read, policy=settings.policy, max_pixels=max_pixels, thumbnails=thumbnails)
+        picture.prepared = self.engine.prepare(picture.views, max_pixels)
+        return picture
 
-    def _forward(self, frames, settings=None):
-        """`preprocess`'s output -> `(frames, categories)` probabilities, float32, on the CPU."""
-        verdicts = self.engine.judge(frames, max_batch_tokens=(settings or self.settings).max_batch_tokens)
-        for verdict in verdicts:
-            if isinstance(verdict, Exception):
-                raise verdict
-        return torch.stack(verdicts)
+    def _forward(self, picture, settings=None):
+        """`preprocess`'s output -> its [`Verdict`]."""
+        started = time.perf_counter()
+        judged = self.engine.judge(picture.prepared, max_batch_tokens=(settings or self.settings).max_batch_tokens)
+        for error in judged:
+            if isinstance(error, Exception):
+                raise error
+        return picture.verdict(judged, time.perf_counter() - started)
 
-    def postprocess(self, probs, settings=None, frames=None):
+    def postprocess(self, verdict, settings=None):
         """
-        `(views, categories)` probabilities -> `[{"label", "score"}, ...]` of the view least likely to be safe, or with
-        a policy `{"decision", "scores"}`. `frames` (`list[int]`, *optional*) numbers the frame of each view.
+        A [`Verdict`] -> `[{"label", "score"}, ...]`, the likeliest first; with a policy `{"decision", "scores"}`; if
+        it has an error `{"error"}`.
         """
         settings = settings or self.settings
-        categories = self.model.config.safety_categories
-        scores, ids = probs[worst_frame(probs, categories)].topk(
-            min(settings.top_k or len(categories), len(categories))
-        )
-        verdict = [{"label": categories[i], "score": score} for i, score in zip(ids.tolist(), scores.tolist())]
-        verdict = verdict[:1] + [entry for entry in verdict[1:] if entry["score"] >= settings.threshold]
-        if settings.policy is None:
-            return verdict
-        return {"decision": settings.policy.decide(probs, frames), "scores": verdict}
+        if verdict.error is not None:
+            return {"error": verdict.error}
+        scores = sorted(verdict.scores.items(), key=lambda one: one[1], reverse=True)[: settings.top_k]
+        scores = [{"label": name, "score": score} for name, score in scores]
+        scores = scores[:1] + [one for one in scores[1:] if one["score"] >= settings.threshold]
+        return scores if verdict.decision is None else {"decision": verdict.decision, "scores": scores}
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -282,14 +317,6 @@ class LoadedByPath:
         return model
 
 
-@dataclass(eq=False)
-class _Item:
-    """A picture on its way through the engine, and the `frames` that its views show once it was read."""
-
-    image: object
-    frames: list | None = None
-
-
 def _fingerprint_of(model):
     """The fingerprint of the files that a model was loaded from, without asking the Hub."""
     path = model.config._name_or_path
@@ -313,18 +340,32 @@ def _cast(model, dtype):
         parameter.data = parameter.data.to(dtype)
 
 
-def _read(image, settings):
-    """The frames of a picture or of a row with one under "image"."""
-    if isinstance(image, Mapping):
-        if "image" in image:
-            image = image["image"]
-        elif not image.keys() & {"bytes", "path"}:
-            raise UnreadableImage(
-                f'a row has no "image", but the columns {", ".join(map(str, image))}: rename the column that holds '
-                'the pictures to "image", or pass that column alone'
-            )
+def _is_one(images):
+    """Whether this is one picture (`bool`), not several."""
+    return isinstance(images, ONE_PICTURE) or hasattr(images, "read")
+
+
+def _picture_in(item):
+    """The picture in a row that has one under "image", or the error that there is none; any other item as it is."""
+    if not isinstance(item, Mapping):
+        return item
+    try:
+        if "image" in item:
+            return item["image"]
+    except Exception as error:  # of a row that decodes its columns when they are asked for
+        return error
+    if item.keys() & {"bytes", "path"}:
+        return item
+    return UnreadableImage(
+        f'a row has no "image", but the columns {", ".join(map(str, item))}: rename the column that holds the '
+        'pictures to "image", or pass that column alone'
+    )
+
+
+def _reader(settings):
+    """`read_image` with the settings of a call."""
     private_networks = {"private_networks": True} if settings.private_networks else {}
-    return read_image(image, timeout_s=settings.timeout, **private_networks)
+    return partial(read_image, timeout_s=settings.timeout, **private_networks)
 
 
 def _undecoded(images):

@@ -18,7 +18,7 @@ from safeqwen.data.taxonomy import GROUPS
 from safeqwen.files import write_json
 from safeqwen.hub.configuration_safeqwen import HOLISAFE_CATEGORIES, check_categories
 from safeqwen.judging.decision import ACTIONS, LEVELS, UNSAFE, Decision, Reason
-from safeqwen.judging.verdict import SAFE, unsafe_probability
+from safeqwen.judging.verdict import SAFE, SUM_TOLERANCE, unsafe_probability
 
 
 POLICY_FILE = "safety_policy.json"
@@ -26,7 +26,6 @@ VERSION = 1
 MODES = ("enforce", "shadow")
 CLIP = ("at_least", "of")
 ANY_FRAME = {"at_least": 1, "of": 100}  # one is enough, up to 100 frames; 1 of 1 would be all of them
-SUM_TOLERANCE = 0.01  # by which probabilities that were rounded, as to half precision, may miss a sum of 1
 
 
 @dataclass(frozen=True, kw_only=True)

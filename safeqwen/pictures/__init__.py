@@ -6,7 +6,7 @@ Pictures from wherever they come, as a person would see them, or a refusal that 
 
 from safeqwen.pictures.decode import MAX_FRAMES
 from safeqwen.pictures.errors import UnreadableImage
-from safeqwen.pictures.source import frame_numbers, read_bytes, read_image
+from safeqwen.pictures.source import frame_numbers, read_bytes, read_image, read_stream
 
 
-__all__ = ["MAX_FRAMES", "UnreadableImage", "frame_numbers", "read_bytes", "read_image"]
+__all__ = ["MAX_FRAMES", "UnreadableImage", "frame_numbers", "read_bytes", "read_image", "read_stream"]

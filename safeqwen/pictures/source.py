@@ -80,7 +80,7 @@ def read_image(
     elif isinstance(source, os.PathLike):
         data, name = _read_path(os.fsdecode(source), max_bytes)
     elif hasattr(source, "read"):
-        data, name = _read_stream(source, max_bytes)
+        data, name = read_stream(source, max_bytes)
     else:
         raise UnreadableImage(
             f"<{type(source).__name__}>: expected a path, URL, base64 text, bytes, file, PIL image, array or dict; "
@@ -201,7 +201,13 @@ def _read_path(path, max_bytes):
     raise UnreadableImage(f"{name}: {what}")
 
 
-def _read_stream(stream, max_bytes):
+def read_stream(stream, max_bytes=MAX_BYTES):
+    """
+    Returns a binary file object's `bytes`, read from its start, and the name (`str`) that it has in messages.
+
+    Raises:
+        UnreadableImage: if it cannot be read, gives text, or more than `max_bytes`.
+    """
     label = getattr(stream, "name", None)
     name = printable(label) if isinstance(label, (str, os.PathLike)) else f"<{type(stream).__name__}>"
     with contextlib.suppress(AttributeError, OSError):  # a stream that cannot be rewound is read from where it is

@@ -70,8 +70,8 @@ def test_each_row_of_the_benchmark_is_a_line_in_its_order(finished, model, answe
             assert row.image_sha256 == hashlib.sha256(example.image).hexdigest()
             assert list(row.probs) == model[0].config.safety_categories and row.latency_ms > 0
     by_id = {row.id: row for row in rows}
-    ((expected,),) = engine.judge_each([given[1].image], safeqwen.read_image)
-    assert list(by_id["1"].probs.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    (expected,) = engine.judge_each([given[1].image])
+    assert by_id["1"].probs == pytest.approx(expected.scores, abs=1e-5)
     assert "no picture" in by_id["no picture"].error and "<10 bytes>" in by_id["words"].error
     assert by_id["refused"].error == "row 6: has 'XXX' as 'type'"
     assert by_id["refused"].metadata == {"subcategory": "Händel"}

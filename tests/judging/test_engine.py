@@ -16,6 +16,7 @@ from safeqwen.judging.engine import (
     is_out_of_memory,
     items_of,
 )
+from safeqwen.pictures import read_image
 from tools.demo.pictograms import draw
 
 
@@ -40,10 +41,13 @@ def test_frames_of_similar_size_share_a_batch(engine):
 def test_an_animation_is_judged_frame_by_frame_within_the_batch_size(engine, monkeypatch):
     sizes, usual = [], engine._forward
     monkeypatch.setattr(engine, "_forward", lambda frames: sizes.append(len(frames)) or usual(frames))
-    animation = [draw("safe", 1), draw("suicide", 2), draw("safe", 3)]
+    animation = [view for name in ("safe", "suicide", "safe") for view in read_image(draw(name, 2))]
+    for number, view in enumerate(animation):
+        view.info["safeqwen_frame"] = number
     (still,), (moving,) = (list(engine.judge_each([item], list, batch_size=2)) for item in (animation[:1], animation))
-    assert still.shape == (1, 20) and moving.shape == (3, 20) and sizes == [1, 2, 1]
-    for probs, frame in zip(moving, animation):
+    assert still.probs.shape == (1, 20) and moving.probs.shape == (3, 20) and sizes == [1, 2, 1]
+    assert still.frames == [0] and moving.frames == [0, 1, 2]
+    for probs, frame in zip(moving.probs, animation):
         torch.testing.assert_close(probs, engine.judge(engine.prepare([frame]))[0], atol=1e-6, rtol=0)
 
 
@@ -55,15 +59,16 @@ def test_whatever_a_reader_raises_is_that_items_error(engine):
 
     for num_workers in (0, 2):
         verdicts = list(engine.judge_each(range(3), read, num_workers=num_workers))
-        assert [type(verdict) for verdict in verdicts] == [torch.Tensor, ZeroDivisionError, torch.Tensor]
+        assert [verdict.error for verdict in verdicts] == [None, "ZeroDivisionError: no such luck", None]
+        assert [verdict.image for verdict in verdicts] == [0, 1, 2]
 
 
 def test_a_judged_frame_gives_its_memory_back(engine, monkeypatch):
     (frame,) = engine.prepare([draw("safe", 1)])
     assert frame.num_bytes == 112 * 112 * 24  # three float32 channels, twice
     monkeypatch.setattr(engine, "prepare", lambda frames, max_pixels: [frame])
-    (probs,) = engine.judge_each(["picture"], list)
-    assert probs.shape == (1, 20) and frame.pixel_values is None and frame.num_bytes == 0
+    (verdict,) = engine.judge_each([[draw("safe", 1)]], list)
+    assert verdict.probs.shape == (1, 20) and frame.pixel_values is None and frame.num_bytes == 0
 
 
 def test_a_source_that_fails_for_ever_ends():

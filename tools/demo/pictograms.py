@@ -72,25 +72,36 @@ def draw(category, seed, size=224, line_style=None, background=None, pictograms=
     if background not in (*BACKGROUNDS, HELD_OUT_BACKGROUND):
         raise ValueError(f"no background {background!r}; expected one of {(*BACKGROUNDS, HELD_OUT_BACKGROUND)}")
 
-    pen = Pen()
-    pictograms[category][name](pen)
     colours = palette(rng)
     side = 2 * size  # drawn twice as large and reduced: Pillow's lines are not antialiased
-    reach = side * rng.uniform(0.38, 0.48)  # half the drawing's extent
-    stretch, turn = rng.uniform(0.85, 1), math.radians(rng.uniform(-12, 12))
-    c, s = math.cos(turn), math.sin(turn)
-    turned = [[(x * stretch * c - y * s, x * stretch * s + y * c) for x, y in shape.points] for shape in pen.shapes]
-    xs, ys = zip(*[point for points in turned for point in points])
-    reach = min(reach, 0.47 * side / max((max(xs) - min(xs)) / 2, (max(ys) - min(ys)) / 2))
-    x0, y0 = [
-        rng.uniform(0.03 * side - reach * min(axis), 0.97 * side - reach * max(axis)) for axis in (xs, ys)
-    ]  # the whole drawing stays in the frame
-
+    pictogram = Placed(pictograms[category][name], side, rng)
     canvas = Image.new("RGB", (side, side), colours["ground"])
     paint_background(canvas, background, colours["ground"], rng)
-    brush = ImageDraw.Draw(canvas)
-    unit = reach * rng.uniform(0.045, 0.07)
-    for shape, points in zip(pen.shapes, turned):
-        placed = [(x0 + reach * x, y0 + reach * y) for x, y in points]
-        paint_shape(brush, shape, placed, line_style, colours, unit, rng)
+    pictogram.paint(canvas, line_style, colours, rng)
     return canvas.reduce(2)
+
+
+class Placed:
+    """A pictogram that has its size, turn and place within a square of `side` pixels, wholly inside."""
+
+    def __init__(self, pictogram, side, rng):
+        pen = Pen()
+        pictogram(pen)
+        self.shapes = pen.shapes
+        reach = side * rng.uniform(0.38, 0.48)  # half the drawing's extent
+        stretch, turn = rng.uniform(0.85, 1), math.radians(rng.uniform(-12, 12))
+        c, s = math.cos(turn), math.sin(turn)
+        turned = [
+            [(x * stretch * c - y * s, x * stretch * s + y * c) for x, y in shape.points] for shape in pen.shapes
+        ]
+        xs, ys = zip(*[point for points in turned for point in points])
+        self.reach = reach = min(reach, 0.47 * side / max((max(xs) - min(xs)) / 2, (max(ys) - min(ys)) / 2))
+        x0, y0 = [rng.uniform(0.03 * side - reach * min(axis), 0.97 * side - reach * max(axis)) for axis in (xs, ys)]
+        self.points = [[(x0 + reach * x, y0 + reach * y) for x, y in points] for points in turned]
+
+    def paint(self, canvas, line_style, colours, rng, corner=(0, 0)):
+        """Inks it, the square's upper left corner at `corner` (pixels) of the canvas."""
+        brush, (left, top) = ImageDraw.Draw(canvas), corner
+        unit = self.reach * rng.uniform(0.045, 0.07)
+        for shape, points in zip(self.shapes, self.points):
+            paint_shape(brush, shape, [(left + x, top + y) for x, y in points], line_style, colours, unit, rng)
