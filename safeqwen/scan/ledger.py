@@ -276,11 +276,15 @@ class Ledger:
             "SELECT count(verdict), count(error) FROM places WHERE pass = ?", (self.number,)
         ).fetchone()
 
-    def perceptual_hashes(self):
-        """Yields `(bytes, int)`: each perceptual hash of this pass's places, once, and how many of them have it."""
+    def keys(self):
+        """
+        Yields `(bytes, int)`: what a picture is like, in the order of this pass's places, and how many are the same.
+
+        It is the perceptual hash; of a picture without one the sha256, which is near to no other key.
+        """
         yield from self._sql.execute(
-            "SELECT perceptual_hash, count(*) FROM places JOIN verdicts ON verdict = verdicts.sha256 "
-            "WHERE pass = ? AND perceptual_hash IS NOT NULL GROUP BY perceptual_hash ORDER BY min(position)",
+            "SELECT coalesce(perceptual_hash, verdicts.sha256) AS key, count(*) FROM places JOIN verdicts "
+            "ON verdict = verdicts.sha256 WHERE pass = ? GROUP BY key ORDER BY min(position)",
             (self.number,),
         )
 

@@ -18,6 +18,7 @@ NUM_WORDS = 16  # of 16 bits
 MAX_DISTANCE = NUM_WORDS - 1
 FLAT = 16  # greys between the darkest and the brightest, up to which a picture is of one colour
 PAIRS_AT_ONCE = 2**20
+NUM_ONES = np.unpackbits(np.arange(2**16, dtype=">u2").view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1)  # of a word
 
 
 def perceptual_hash(view):
@@ -53,16 +54,16 @@ def near_identical(hashes):
         order = np.argsort(word, kind="stable")
         for left, right in _pairs_of_equals(word[order]):
             left, right = order[left], order[right]
-            distances = np.bitwise_count(words[left] ^ words[right]).sum(axis=1)
-            near = distances <= MAX_DISTANCE
-            _join(first, left[near], right[near])
-    for i in range(len(first)):
-        first[i] = first[first[i]]  # those before are done
+            apart = first[left] != first[right]  # the others are in one group already
+            left, right = left[apart], right[apart]
+            near = NUM_ONES[words[left] ^ words[right]].sum(axis=1) <= MAX_DISTANCE
+            if near.any():
+                first = _joined(first, left[near], right[near])
     return first
 
 
 def _pairs_of_equals(values):
-    """Yields indices of all pairs of equal ones in sorted values, as two arrays of at most about a million."""
+    """Yields the indices of all pairs of equal ones in sorted values, as two arrays of at most about a million."""
     for step in range(1, len(values)):
         left = np.flatnonzero(values[step:] == values[:-step])
         if not len(left):
@@ -72,11 +73,15 @@ def _pairs_of_equals(values):
             yield some, some + step
 
 
-def _join(first, left, right):
-    """Joins the groups of each pair; the smaller index stays the first of both."""
+def _joined(first, left, right):
+    """`first` with the groups of each pair joined: the smallest index of a group is the first."""
+    first = first.tolist()
     for a, b in zip(left.tolist(), right.tolist()):
         while first[a] != a:
             a = first[a]
         while first[b] != b:
             b = first[b]
         first[max(a, b)] = min(a, b)
+    for i, one in enumerate(first):  # those before are done, and the first of a group is never behind a member
+        first[i] = first[one]
+    return np.array(first)
