@@ -23,7 +23,7 @@ import numpy as np
 
 from safeqwen.judging.engine import WINDOW
 from safeqwen.judging.verdict import reason_of
-from safeqwen.pictures.errors import UnreadableImage, printable
+from safeqwen.pictures.errors import printable
 from safeqwen.pictures.source import read_bytes
 from safeqwen.scan import INSTALL
 from safeqwen.scan.ledger import Judged, Ledger
@@ -36,7 +36,6 @@ BATCH_SIZE = 16
 NUM_WORKERS = 4
 SECONDS_BETWEEN_COMMITS = 1.0  # while nothing is judged
 NUM_SHOWN = 5  # errors, and groups that disagree, in a summary
-MEMBERS_SHOWN = 4  # of such a group
 
 
 @dataclass(eq=False)
@@ -81,7 +80,7 @@ class Summary:
     labels: Counter = field(default_factory=Counter)
     actions: Counter = field(default_factory=Counter)  # of a policy: "allow", "flag", "block"
     errors: list = field(default_factory=list)  # the first rows
-    disagreeing: dict = field(default_factory=dict)  # group -> its first rows, of the first groups
+    disagreeing: dict = field(default_factory=dict)  # of the first groups: number -> whether flagged -> the first row
     num_disagreeing: int = 0
 
 
@@ -367,7 +366,7 @@ def _summarize(ledger, maker, counts, write):
     groups = _groups(ledger)
     disagreeing = _disagreeing(ledger, maker, groups)
     summary = Summary(counts, num_groups=len({*groups.values()}), num_disagreeing=len(disagreeing))
-    shown = {group: [] for group in sorted(disagreeing)[:NUM_SHOWN]}
+    summary.disagreeing = shown = {group: {} for group in sorted(disagreeing)[:NUM_SHOWN]}
     for place in ledger.places():
         row = maker.row(place)
         group = groups.get(_key(place))
@@ -385,9 +384,7 @@ def _summarize(ledger, maker, counts, write):
         if row["decision"] is not None:
             summary.actions[row["decision"]["would_action"]] += 1
         if group in shown:
-            shown[group].append(row)
-            del shown[group][MEMBERS_SHOWN:]
-    summary.disagreeing = shown
+            shown[group].setdefault(is_flagged(row), row)
     return summary
 
 

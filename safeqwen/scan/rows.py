@@ -48,10 +48,9 @@ from pathlib import Path
 import torch
 
 from safeqwen.files import replaced
-from safeqwen.judging.verdict import unsafe_probability, worst_frame
+from safeqwen.judging.verdict import UNSAFE_AT, Verdict
 
 
-UNSAFE_AT = 0.5
 TEXT, NUMBER, WHOLE = "string", "float64", "int64"
 KINDS = {  # of the fields that are one value, in Arrow's words
     "id": TEXT,
@@ -109,22 +108,19 @@ class RowMaker:
         row["picture_sha256"] = sha256 and sha256.hex()
         if judged is None:
             return row
-        probs = torch.tensor(judged.probs)
-        views = [dict(zip(self.categories, view)) for view in probs.tolist()]
-        worst = worst_frame(probs, self.categories)
-        unsafe = unsafe_probability(probs[worst], self.categories)
-        decision = self.policy and self.policy.decide(probs, judged.frames)
-        score, label = probs[worst].max(dim=0)
+        verdict = Verdict(
+            categories=self.categories,
+            probs=torch.tensor(judged.probs),
+            frames=judged.frames,
+            name=id,
+            policy=self.policy,
+        )
+        views = zip(judged.frames, verdict.probs.tolist())
+        views = [{"frame": frame, "scores": dict(zip(self.categories, probs))} for frame, probs in views]
+        fields = verdict.to_dict()
         return row | {
-            "label": self.categories[label],
-            "score": float(score),
-            "unsafe": None if unsafe is None else float(unsafe),
-            "scores": views[worst],
-            "views": [{"frame": frame, "scores": scores} for frame, scores in zip(judged.frames, views)]
-            if len(views) > 1
-            else None,
-            "frames": len(views),
-            "decision": decision and decision.to_dict(),
+            **{name: fields[name] for name in ("label", "score", "unsafe", "scores", "frames", "decision")},
+            "views": views if len(views) > 1 else None,
             "width": judged.width,
             "height": judged.height,
             "seconds": judged.seconds,

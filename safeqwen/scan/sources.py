@@ -286,4 +286,3 @@ def _may_be_picture(path):
             os.close(descriptor)
     except OSError:
         return True
-
