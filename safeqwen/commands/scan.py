@@ -174,8 +174,8 @@ class Progress:
 def _print_summary(summary, out):
     counts = summary.counts
     print(
-        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} copies of judged ones, "
-        f"{counts.num_known:,} as before; {summary.num_errors:,} errors"
+        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} copies of judged "
+        f"ones, {counts.num_known:,} as before; {summary.num_errors:,} errors"
     )
     _print_found(summary)
     print(f"\nthe model took {counts.seconds:.1f} s; rows: {printable(str(out))}", flush=True)

@@ -6,8 +6,8 @@ its bytes and take their sha256; the ledger is asked whether it knows the pictur
 that nobody knows, in batches, while the next ones are read. All that is decided about a picture is decided by one
 thread, in the order of the places: of several copies the first is judged, and the others wait for it.
 
-Verdicts are written to the ledger a window of the engine's at a time. A scan that goes on forms the same batches as one
-that was never stopped, where memory did not cut a window short: its probabilities are the same bits on one machine.
+Verdicts are written to the ledger a window of the engine's at a time. A scan that goes on forms the same batches as
+one that was never stopped, where memory did not cut a window short: its probabilities are the same bits on one machine.
 """
 
 import datetime
@@ -394,7 +394,7 @@ def _key(place):
 
 
 def _groups(ledger):
-    """Key -> number of its group (`dict[bytes, int]`), of those that are in one. Groups are numbered in their order."""
+    """Key -> number of its group (`dict[bytes, int]`), of those in one. Groups are numbered in their order."""
     keys, counts = [], []
     for key, count in ledger.keys():
         keys.append(key)

@@ -3,8 +3,8 @@ Near-identical pictures: the same drawing or photograph, saved, sized or compres
 
 Two pictures are near-identical if their perceptual hashes differ in at most `MAX_DISTANCE` of 256 bits. The hash is
 ImageHash's phash of 16 x 16: which of the lowest 256 frequencies of the 64 x 64 greys are above their median (the
-library cites hackerfactor.com's "Looks Like It"). On the demo's pictograms JPEG of quality 30, half the size, twice the
-size and a tenth brighter are at most 12 bits apart, and different drawings at least 68.
+library cites hackerfactor.com's "Looks Like It"). On the demo's pictograms JPEG of quality 30, half the size, twice
+the size and a tenth brighter are at most 12 bits apart, and different drawings at least 68.
 
 To compare a million hashes with each other would take 10^12 steps. By the pigeonhole principle two that differ in at
 most 15 bits are equal in one of 16 words of 16 bits: only those are compared, and no pair is missed.
