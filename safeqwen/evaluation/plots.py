@@ -3,77 +3,20 @@
 Curves and bins are scikit-learn's and NumPy's, of the rows that the metrics count; the figures are `metrics.json`'s.
 """
 
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from safeqwen.data.taxonomy import title_of
 from safeqwen.evaluation.guard_metrics import ECE_BINS, take_verdicts
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.showing.plot import SMALL, THEMES, Plot, count_axis
 
 
 NUM_HISTOGRAM_BINS = 20
-SMALL = (4.8, 4.0)  # inches: at 400 pixels of a page its 10 points are still read
-PIXELS_PER_INCH = 200
-
-# Okabe and Ito's colours (jfly.uni-koeln.de/color), which people with any colour vision tell apart; lines and
-# marks differ in their shape too.
-THEMES = {
-    "light": {"ground": "#ffffff", "ink": "#1b1f24", "faint": "#d3d8de", "first": "#0072b2", "second": "#d55e00"},
-    "dark": {"ground": "#14171a", "ink": "#e7e9eb", "faint": "#3a4149", "first": "#56b4e9", "second": "#e69f00"},
-}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """
-    One plot of an evaluation.
-
-    Args:
-        name (`str`): of its files, `NAME-light.png` and `NAME-dark.png`.
-        title (`str`): with N.
-        description (`str`): what a reader who does not see it should know.
-        draw (`Callable`, *optional*): `draw(figure, theme)` puts it on a `matplotlib.figure.Figure`.
-        reason (`str`, *optional*): why it cannot be drawn.
-        inches (`tuple[float, float]`): width and height.
-    """
-
-    name: str
-    title: str
-    description: str = ""
-    draw: Callable | None = None
-    reason: str | None = None
-    inches: tuple = SMALL
-
-    def figure(self, theme):
-        """The drawn `matplotlib.figure.Figure`, for a theme of `THEMES`."""
-        with matplotlib.style.context(["default", _style(THEMES[theme])]):
-            figure = Figure(figsize=self.inches, layout="constrained")
-            self.draw(figure, THEMES[theme])
-            figure.suptitle(self.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        return figure
-
-    @cached_property
-    def pngs(self):
-        """Theme of `THEMES` -> the `bytes` of its PNG file, drawn once: the files and the page show the same."""
-        return {theme: self._png(theme) for theme in THEMES}
-
-    def _png(self, theme):
-        drawn, file = io.BytesIO(), io.BytesIO()
-        with matplotlib.style.context(["default", _style(THEMES[theme])]):
-            self.figure(theme).savefig(drawn, format="png", dpi=PIXELS_PER_INCH)
-        # 128 colours are enough for a plot, in a third of the bytes.
-        Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        return file.getvalue()
 
 
 def write_plots(plots, folder):
@@ -198,21 +141,12 @@ def _histogram(found, guard, _):
             axes.set_ylabel("rows")
             for (text, value), dashes in zip(thresholds, ("--", ":")):
                 axes.axvline(value, color=theme["ink"], linestyle=dashes, label=text if axes is lower else None)
-        _count_axis(upper, np.histogram(found.raw, edges)[0].max())
+        count_axis(upper, np.histogram(found.raw, edges)[0].max())
         lower.set(xlabel="unsafe probability, 1 - p(safe)", xlim=(0, 1))
         figure.legend(loc="outside lower center", ncols=2)
 
     drawn_in = " and ".join(text for text, _ in thresholds)
     return draw, f"Histograms of the unsafe probability of safe and of unsafe pictures. Drawn in: {drawn_in}."
-
-
-def _count_axis(axes, highest):
-    """Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between."""
-    axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylim(0, 2 * highest)
-    ticks = [0, 5] + [10**power for power in range(1, 8) if 10**power <= 2 * highest]
-    axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.set_yticks([], minor=True)
 
 
 def _roc(found, guard, after):
@@ -274,7 +208,7 @@ def _reliability(found, guard, after):
         axes.grid(True)
         edges = np.linspace(0, 1, ECE_BINS + 1)
         below.hist(found.raw, bins=edges, color=theme["first"], edgecolor=theme["ground"])
-        _count_axis(below, np.histogram(found.raw, edges)[0].max())
+        count_axis(below, np.histogram(found.raw, edges)[0].max())
         below.set(xlabel="unsafe probability, 1 - p(safe)", ylabel="rows", xlim=(-0.01, 1.01))
         figure.legend(loc="outside lower center", ncols=2)
 
@@ -347,23 +281,3 @@ def _confusion_matrix(guard):
     )
     side = 4.2 + 0.32 * max(0, len(words) - 5)
     return Plot(name, f"{title}, N = {counts.sum():,} rows", description, draw, inches=(side + 0.6, side))
-
-
-def _style(theme):
-    ink, ground = theme["ink"], theme["ground"]
-    return {
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground),
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
-        "grid.color": theme["faint"],
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.size": 9,
-        "legend.facecolor": ground,
-        "legend.edgecolor": ground,
-        "legend.framealpha": 0.85,
-        "legend.fontsize": 8.5,
-        "lines.linewidth": 1.8,
-        "text.parse_math": False,  # a category may hold a dollar sign
-    }
