@@ -7,7 +7,7 @@ from safeqwen.judging.decision import Decision
 from safeqwen.judging.load import load
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.judging.verdict import Verdict
+from safeqwen.judging.verdict import Verdict, to_pandas
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures import UnreadableImage, read_bytes, read_image
 from safeqwen.prompt import plain_text
@@ -29,4 +29,14 @@ __all__ = [
     "plain_text",
     "read_bytes",
     "read_image",
+    "show",
+    "to_pandas",
 ]
+
+
+def __getattr__(name):
+    if name == "show":  # loaded when asked for: what only judges draws nothing
+        from safeqwen.showing.notebook import show
+
+        return show
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,24 @@ def write_json(file, fields):
 
 
 @contextmanager
+def replaced(file):
+    """Gives a path to write to, which becomes `file` when all is written and on the disk, and is removed if not.
+
+    Args:
+        file (`Path`): may exist, and then stays as it is until it is replaced.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def whole_or_nothing(out):
     """Gives a folder to write to, which becomes `out` when all is written, and is removed if that fails.
 

@@ -30,6 +30,18 @@ def add_command(commands, name, **texts):
     return parser
 
 
+def add_model_arguments(parser):
+    """Adds the group of arguments that `load_model` of safeqwen/commands/model.py takes."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: demo, drawings only)")
+    model.add_argument("--revision", help="branch, tag or commit of the repository")
+    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
+    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
+    model.add_argument("--local-files-only", action="store_true", help="download nothing")
+    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
+    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+
+
 def probability(text):
     return _number(float, text, lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 

@@ -1,6 +1,6 @@
 """The arguments of `safeqwen judge`."""
 
-from safeqwen_cli.arguments import add_command, positive, probability, seconds, words
+from safeqwen_cli.arguments import add_command, add_model_arguments, positive, probability, seconds, words
 
 
 DESCRIPTION = """\
@@ -12,6 +12,11 @@ from the same pass that starts the answer; an animation, and pictures --together
 
 The verdict is the model's estimate. A policy makes a decision of it: the safety_policy.json in the model's folder, or
 --policy FILE. The line below the table then says what to do, and why.
+
+On a terminal the picture stands beside its verdict, and each threshold is marked in its bar; with a policy the bars
+are the calibrated probabilities, which its thresholds are for. Colours: NO_COLOR=1 turns them and the pictures off,
+FORCE_COLOR=1 colours what goes elsewhere, too. Pictures are sharp in kitty, Ghostty, WezTerm, iTerm2, foot and Konsole
+with pip install -e ".[terminal]", and made of half blocks elsewhere. Those that are flagged are blurred.
 """
 EXIT_CODES = """\
 exit codes: 0 all pictures were judged; 1 a picture could not be judged (its reason is on stderr, the others are
@@ -67,16 +72,15 @@ def add_parser(commands):
     output.add_argument(
         "--top", type=positive, metavar="K", help="the K likeliest categories instead of those over 10 %%"
     )
+    output.add_argument("--no-image", action="store_true", help="draw no pictures on a terminal")
+    output.add_argument(
+        "--show-flagged",
+        action="store_true",
+        help="draw flagged pictures as they are (default: blurred)",
+    )
     output.add_argument("--json", action="store_true", help="one object a line, as documented below")
 
-    model = judge.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: demo, drawings only)")
-    model.add_argument("--revision", help="branch, tag or commit of the repository")
-    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
-    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
-    model.add_argument("--local-files-only", action="store_true", help="download nothing")
-    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
-    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+    add_model_arguments(judge)
 
     answer = judge.add_argument_group("limits")
     answer.add_argument(

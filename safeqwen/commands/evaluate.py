@@ -2,11 +2,11 @@
 
 import shlex
 import sys
-from pathlib import Path
 from time import monotonic
 
 import transformers
 
+from safeqwen.commands.model import loaded, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.evaluation import INSTALL
 from safeqwen.evaluation.answers import EndpointJudge, JudgeUnavailable
@@ -72,18 +72,17 @@ def _evaluate(args):
         if error.name.startswith("safeqwen"):
             raise
         raise ImportError(f"evaluations need {error.name}: {INSTALL}") from error
-    is_demo = args.model == "demo" and not Path("demo").exists()
-    source = DEMO_CHECKPOINT if is_demo else args.model
-    if is_demo:
+    source = source_of(args.model)
+    if source is DEMO_CHECKPOINT:
         say("this is the demo checkpoint, which knows drawn pictograms: figures on photographs say nothing of others")
     judge = EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
-    categories = _loaded(args.model, lambda: SafeQwen2_5_VLConfig.from_pretrained(source)).safety_categories
+    categories = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source)).safety_categories
     benchmark = load_benchmark(
         args.benchmark, args.data, mapping=args.mapping, split=args.split, categories=categories
     )
     say(_num_rows(benchmark))
     policy = SafetyPolicy.load(args.policy, categories, weights_fingerprint(source)) if args.policy else None
-    model, processor = _loaded(args.model, lambda: load(source, dtype=args.dtype, device=args.device))
+    model, processor = loaded(source, lambda: load(source, dtype=args.dtype, device=args.device))
     policy = policy or model.safety_policy
     rows = evaluate(
         model,
@@ -127,13 +126,6 @@ def _check(args):
         raise ValueError("--judge-url and --judge-model go together: give both or neither")
     if args.judge_url and not args.answers:
         raise ValueError("--judge-url judges answers: add --answers")
-
-
-def _loaded(name, load):
-    try:
-        return load()
-    except Exception as error:  # whatever the library raises for a folder that is no model
-        raise ValueError(f"the model {name} could not be loaded: {error}") from error
 
 
 def _num_rows(benchmark):

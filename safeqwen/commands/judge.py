@@ -1,43 +1,26 @@
 """`safeqwen judge`: a verdict on each picture, and an answer about it, on the terminal or as JSON lines."""
 
 import json
-import os
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
-import torch
 import transformers
 from transformers import TextStreamer
 
+from safeqwen.commands.model import DEMO, hub_of, load_model, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Prompt, answer
-from safeqwen.judging.decision import Decision
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.judging.verdict import SAFE, unsafe_probability, worst_frame
-from safeqwen.loading import DEMO_CHECKPOINT
-from safeqwen.pictures import UnreadableImage, frame_numbers, read_image
+from safeqwen.judging.verdict import SAFE, UNSAFE_AT, Verdict
+from safeqwen.pictures import UnreadableImage, read_image
+from safeqwen.showing.terminal import show_verdict, terminal
 
 
-DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
 BAR_WIDTH = 30  # characters for a probability of 1
 SHOWN_FROM = 0.1  # probability
-UNSAFE_AT = 0.5  # without a policy
-FIELDS = ("image", "label", "score", "unsafe", "scores", "frames", "decision", "answer", "model", "error")
-
-
-@dataclass
-class Judged:
-    """What came of one picture: `probs`, or the `error` that says why there are none."""
-
-    image: str
-    frames: list | None = None
-    probs: torch.Tensor | None = None  # (categories,), of the least safe frame
-    decision: Decision | None = None  # of the policy, if there is one
-    answer: str | None = None
-    error: str | None = None
 
 
 class Streamer(TextStreamer):
@@ -59,36 +42,32 @@ def run(args):
     transformers.logging.disable_progress_bar()
     if not prepare_streams():
         return _fail("stdout is closed; send it to a file, or to /dev/null if only the exit code matters")
-    if args.model == "demo" and not os.path.exists("demo"):  # as safeqwen train names it
-        args.model = None
-    if args.model is None:
-        say(DEMO_WARNING)
-    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        model, processor = load(args.model, dtype=args.dtype, device=args.device, **hub)
-    except Exception as error:  # whatever the library raises for a folder that is no model
-        return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
+        model, processor = load_model(args)
+    except ValueError as error:
+        return _fail(str(error))
     categories = model.config.safety_categories
     if args.fail_on_unsafe and SAFE not in categories:
         return _fail(f"--fail-on-unsafe needs a category 'safe', but the model has {', '.join(categories)}")
 
     try:
-        args.policy = _policy(args, model, {name: value for name, value in hub.items() if value})
+        args.policy = _policy(args, model)
     except (OSError, ValueError) as error:
         return _fail(str(error))
 
-    engine = Engine(model, processor)
+    if args.unsafe_at is None:
+        args.unsafe_at = UNSAFE_AT
+    engine, show = Engine(model, processor), Show(args)
     failed = unsafe = False
     try:
         engine.image_settings(args.max_pixels)
         for names in [args.images] if args.together else [[name] for name in args.images]:
-            pictures = [Judged(name) for name in names]
-            _judge_prompt(engine, pictures, args)
-            for picture in pictures:
-                failed |= picture.error is not None
-                unsafe |= _is_unsafe(picture, categories, args)
+            verdicts, answer_text = _judge_prompt(engine, names, args, show)
+            for name, verdict in zip(names, verdicts):
+                failed |= verdict.error is not None
+                unsafe |= _is_unsafe(verdict, args)
                 if args.json:
-                    print(json.dumps(_json_fields(picture, categories, args.model or "demo")), flush=True)
+                    print(json.dumps(_json_fields(name, verdict, answer_text, args.model or DEMO)), flush=True)
     except (RuntimeError, ValueError) as error:  # the model may not judge at all; --max-pixels is out of range
         return _fail(str(error))
     except BrokenPipeError:  # e.g. `safeqwen judge ... | head`
@@ -107,7 +86,7 @@ def _fail(reason):
     return 2
 
 
-def _policy(args, model, hub):
+def _policy(args, model):
     """The policy of --policy, by default the one beside the weights, or `None`."""
     if args.policy is None:
         policy = model.safety_policy
@@ -116,115 +95,117 @@ def _policy(args, model, hub):
     else:
         policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
         if policy.model is not None:
-            policy.check(fingerprint=weights_fingerprint(args.model or DEMO_CHECKPOINT, **hub))
+            policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
     if policy is not None and args.unsafe_at is not None:
         raise ValueError("--unsafe-at is for judging without a policy: leave it out, or add --policy none")
     return policy
 
 
-def _judge_prompt(engine, pictures, args):
-    """Judges the pictures of one prompt, and shows what comes of it as soon as it comes, if not as JSON."""
-    private_networks = {"private_networks": True} if args.private_networks else {}
-    for picture in pictures:
+class Show:
+    """Shows a verdict as soon as there is one, unless it is to be JSON: on a terminal in colours, else as lines."""
+
+    def __init__(self, args):
+        self.args = args
+        self.console = None if args.json else terminal()
+        self.needs_thumbnails = self.console is not None and not args.no_image
+
+    def __call__(self, verdict):
+        args = self.args
+        if verdict.error is not None:
+            say(verdict.error)
+        elif self.console is not None:
+            is_flagged = verdict.flagged if verdict.policy or verdict.unsafe is None else _is_unsafe(verdict, args)
+            show_verdict(
+                self.console,
+                verdict,
+                top=args.top,
+                unsafe_at=args.unsafe_at,
+                picture=not args.no_image,
+                blurred=is_flagged and not args.show_flagged,
+            )
+        elif not args.json:
+            _print_table(verdict, args.top)
+
+
+def _judge_prompt(engine, names, args, show):
+    """
+    Judges the pictures of one prompt, answers `--ask` about them, and shows what comes of it as soon as it comes.
+
+    Returns the verdicts (`list[Verdict]`), one a name, and the answer (`str` or `None`).
+    """
+    read = partial(read_image, timeout_s=args.timeout, **({"private_networks": True} if args.private_networks else {}))
+    settings = {"policy": args.policy, "max_pixels": args.max_pixels, "thumbnails": show.needs_thumbnails}
+    pictures, verdicts = [None] * len(names), [None] * len(names)
+
+    def put_verdict(i, judged):
+        verdict = pictures[i].verdict(judged)
+        if verdict.error is not None:
+            verdict = replace(verdict, error=f"{names[i]}: {verdict.error}")
+        verdicts[i] = verdict
+        show(verdict)
+
+    def without_error():
+        return [i for i, verdict in enumerate(verdicts) if verdict is None or verdict.error is None]
+
+    for i, name in enumerate(names):
         try:
-            picture.frames = read_image(picture.image, timeout_s=args.timeout, **private_networks)
+            pictures[i] = engine.open(name, read, **settings)
         except UnreadableImage as error:
-            _refuse(picture, error)
-    readable = [picture for picture in pictures if picture.error is None]
+            verdicts[i] = Verdict(categories=engine.categories, image=name, error=str(error))
+            show(verdicts[i])
     # Behind the same words a lone picture is judged by the pass that answers. Of several frames each is judged by
     # itself, in a pass more: its verdict must not depend on what stands before it in the prompt.
-    if args.ask is None or sum(len(picture.frames) for picture in readable) > 1:
-        for picture in readable:
-            _put_verdict(picture, engine.judge(engine.prepare(picture.frames, args.max_pixels)), engine, args)
-        readable = [picture for picture in readable if picture.error is None]
-    if args.ask is not None and readable:
-        _answer(engine, readable, args)
-
-
-def _put_verdict(picture, verdicts, engine, args):
-    """Takes the frames' verdicts, as `Engine.judge` returns them, as the picture's."""
-    if error := next((verdict for verdict in verdicts if isinstance(verdict, Exception)), None):
-        _refuse(picture, f"{picture.image}: {error}")
-        return
-    categories = engine.model.config.safety_categories
-    probs = torch.stack(verdicts)
-    picture.probs = probs[worst_frame(probs, categories)]
-    if args.policy is not None:
-        picture.decision = args.policy.decide(probs, frame_numbers(picture.frames))
-    if not args.json:
-        _show_table(picture, categories, args.top)
-
-
-def _answer(engine, pictures, args):
-    """Answers `--ask` about the pictures in one prompt; a lone frame gets its verdict from this pass."""
-    frames = [frame for picture in pictures for frame in picture.frames]
+    if args.ask is None or sum(len(pictures[i].views) for i in without_error()) > 1:
+        for i in without_error():
+            put_verdict(i, engine.judge(engine.prepare(pictures[i].views, args.max_pixels)))
+    asked = without_error() if args.ask is not None else []
+    if not asked:
+        return verdicts, None
     streamer = Streamer(
         engine.processor.tokenizer,
-        lambda verdict: _put_verdict(pictures[0], list(verdict.img_safety_probs.cpu()), engine, args),
+        lambda output: put_verdict(asked[0], list(output.img_safety_probs.cpu())),
         show=not args.json,
     )
     (answered,) = answer(
         engine,
-        [Prompt(frames, args.ask)],
+        [Prompt([view for i in asked for view in pictures[i].views], args.ask)],
         max_new_tokens=args.max_new_tokens,
         max_pixels=args.max_pixels,
-        judge=pictures[0].probs is None,
+        judge=verdicts[asked[0]] is None,
         streamer=streamer,
     )
-    for picture in pictures:
-        picture.answer = answered.text
-        if answered.error is not None:
-            _refuse(picture, f"{picture.image}: {answered.error}")
+    if answered.error is not None:
+        for i in asked:
+            put_verdict(i, [answered.error])
+    return verdicts, answered.text
 
 
-def _refuse(picture, reason):
-    picture.probs, picture.decision, picture.error = None, None, str(reason)
-    say(picture.error)
-
-
-def _unsafe(probs, categories):
-    unsafe = unsafe_probability(probs, categories)
-    return None if unsafe is None else float(unsafe)
-
-
-def _is_unsafe(picture, categories, args):
+def _is_unsafe(verdict, args):
     """Whether --fail-on-unsafe counts a picture: by the policy's decision, or without a policy by --unsafe-at."""
-    if picture.probs is None:
+    if verdict.error is not None:
         return False
-    if picture.decision is not None:
-        return picture.decision.flagged
-    return (_unsafe(picture.probs, categories) or 0) >= (UNSAFE_AT if args.unsafe_at is None else args.unsafe_at)
+    if verdict.decision is not None:
+        return verdict.decision.flagged
+    return verdict.unsafe is not None and verdict.unsafe >= args.unsafe_at
 
 
-def _json_fields(picture, categories, model):
-    fields = dict.fromkeys(FIELDS)
-    fields["image"] = picture.image
-    if picture.error is not None:
-        return {**fields, "error": picture.error}
-    score, label = picture.probs.max(dim=0)
-    return {
-        **fields,
-        "label": categories[label],
-        "score": float(score),
-        "unsafe": _unsafe(picture.probs, categories),
-        "scores": dict(zip(categories, picture.probs.tolist())),
-        "frames": len(picture.frames),
-        "decision": picture.decision and picture.decision.to_dict(),
-        "answer": picture.answer,
-        "model": model,
-    }
+def _json_fields(name, verdict, answer_text, model):
+    fields = {**verdict.to_dict(), "image": name}
+    error = fields.pop("error")
+    answer_text, model = (answer_text, model) if error is None else (None, None)
+    return {**fields, "answer": answer_text, "model": model, "error": error}
 
 
-def _show_table(picture, categories, top):
-    scores, ids = picture.probs.sort(descending=True)
-    num_shown = top or max(1, int((scores >= SHOWN_FROM).sum()))
-    shown = [(categories[i], score) for i, score in zip(ids.tolist(), scores.tolist())][:num_shown]
+def _print_table(verdict, top):
+    """What stdout gets where it is no terminal."""
+    shown = sorted(verdict.scores.items(), key=lambda entry: entry[1], reverse=True)
+    shown = shown[: top or max(1, sum(score >= SHOWN_FROM for _, score in shown))]
     width = max(len(name) for name, _ in shown)
-    num_frames = len(picture.frames)
-    print(printable(picture.image) + (f"  (the least safe of {num_frames} views)" if num_frames > 1 else ""))
+    num_views = len(verdict.frames)
+    print(printable(verdict.name) + (f"  (the least safe of {num_views} views)" if num_views > 1 else ""))
     block = "\N{FULL BLOCK}" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     for name, score in shown:
         print(f"  {name:{width}}  {score:6.1%}  {block * round(score * BAR_WIDTH)}".rstrip())
-    if picture.decision is not None:
-        print(f"  {printable(picture.decision.in_words())}")
+    if verdict.decision is not None:
+        print(f"  {printable(verdict.decision.in_words())}")
     print(flush=True)

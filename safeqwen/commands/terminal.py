@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 
+from safeqwen.showing.terminal import printable
+
 
 def prepare_streams():
     """Returns whether there is a stdout (`bool`), which may have been closed; it and stderr then take any text."""
@@ -24,8 +26,3 @@ def say(reason):
 def drop_output():
     """Sends what is left of stdout nowhere: Python would try to write it once more on its way out, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def printable(text, kept=""):
-    """Returns text that cannot command the terminal, nor look like rows of ours: control characters are replaced."""
-    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -10,16 +10,13 @@ share a forward, how much is prepared ahead, and what an error costs:
   the same. An error of the whole, such as an untrained guard, is raised.
 """
 
-import inspect
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
+from safeqwen.judging.ahead import Budget, SourceFailed, items_of, prepare_ahead, take_window, without_tensors
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import NAMELESS, Verdict, name_of, reason_of, thumbnail_of, worst_frame
 from safeqwen.pictures import frame_numbers, read_image, read_stream
@@ -29,7 +26,6 @@ from safeqwen.prompt import prompt_ids
 WINDOW = 4  # batches' worth of pictures that are looked at together, to batch those of similar size
 MAX_BATCH_TOKENS = 8192
 MEMORY_BUDGET = 2 * 2**30
-MAX_ERRORS_IN_A_ROW = 1000  # of a source that fails at every step and would never end
 # torch raises a plain RuntimeError where no accelerator is involved.
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
 
@@ -111,13 +107,6 @@ class Picture:
         probs = torch.stack([*judged])
         thumbnail = self.thumbnails[worst_frame(probs, categories)] if self.thumbnails else None
         return Verdict(probs=probs, thumbnail=thumbnail, **about)
-
-
-@dataclass
-class SourceFailed:
-    """The end of a source that cannot go on after its `error`."""
-
-    error: Exception
 
 
 class Engine:
@@ -253,7 +242,7 @@ class Engine:
             RuntimeError: as `judge`.
         """
         window_size = WINDOW * batch_size if batch_size > 1 else 1
-        budget = _Budget(memory_budget)
+        budget = Budget(memory_budget)
 
         def refused(error, image=None):
             return Verdict(categories=self.categories, image=image, policy=policy, error=reason_of(error))
@@ -270,9 +259,9 @@ class Engine:
                 return refused(error, item)
             return picture
 
-        prepared = _prepare_ahead(items_of(items), prepare, budget, num_workers, max(window_size, 2 * num_workers))
+        prepared = prepare_ahead(items_of(items), prepare, budget, num_workers, max(window_size, 2 * num_workers))
         try:
-            while window := _take_window(prepared, window_size, memory_budget / 2):
+            while window := take_window(prepared, window_size, memory_budget / 2):
                 failed = window.pop() if isinstance(window[-1], SourceFailed) else None
                 yield from self._judge_window(window, batch_size, max_batch_tokens, budget)
                 if failed is not None:
@@ -361,35 +350,10 @@ def in_halves(call, items, describe):
             raise
         if len(items) == 1:
             reason = f"there is not enough memory for a {describe(items[0])}; lower max_pixels"
-            return [MemoryError(reason) if out_of_memory else _without_tensors(error)]
+            return [MemoryError(reason) if out_of_memory else without_tensors(error)]
     # Outside of the except block: there the error would keep the failed call's tensors alive.
     middle = len(items) // 2
     return in_halves(call, items[:middle], describe) + in_halves(call, items[middle:], describe)
-
-
-def items_of(source):
-    """Yields the items of anything that can be iterated, or of a map-style dataset.
-
-    An item that cannot be had is the `Exception` raised for it, in its place. The source goes on if it can; if not,
-    the last item is [`SourceFailed`].
-    """
-    if not hasattr(source, "__iter__"):
-        source = map(source.__getitem__, range(len(source)))  # goes on after an error
-    iterator = iter(source)
-    errors_in_a_row = 0
-    while True:
-        try:
-            item = next(iterator)
-            errors_in_a_row = 0
-        except StopIteration:
-            return
-        except Exception as error:
-            errors_in_a_row += 1
-            if inspect.isgenerator(iterator) or errors_in_a_row > MAX_ERRORS_IN_A_ROW:
-                yield SourceFailed(error)
-                return
-            item = _without_tensors(error)
-        yield item
 
 
 def is_out_of_memory(error):
@@ -397,86 +361,3 @@ def is_out_of_memory(error):
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
-
-
-class _Budget:
-    """Lets workers wait until prepared pictures take less memory than `num_bytes`."""
-
-    def __init__(self, num_bytes):
-        self.free = num_bytes
-        self.wanted = 0  # the number of the picture that is waited for
-        self.closed = False
-        self.changed = threading.Condition()
-
-    def wait(self, number):
-        """Returns when there is memory for picture `number`: at once if it is waited for, else nothing would move."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.free > 0 or number <= self.wanted or self.closed)
-
-    def take(self, num_bytes):
-        self.give_back(-num_bytes)
-
-    def give_back(self, num_bytes):
-        with self.changed:
-            self.free += num_bytes
-            self.changed.notify_all()
-
-    def want(self, number):
-        with self.changed:
-            self.wanted = number
-            self.changed.notify_all()
-
-    def close(self):
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
-
-
-def _prepare_ahead(items, prepare, budget, num_workers, num_ahead):
-    """Yields what `prepare` returns for each item, in their order; threads prepare up to `num_ahead` items ahead."""
-
-    def prepare_next(number, item):
-        budget.wait(number)
-        if budget.closed:
-            return None
-        entry = prepare(item)
-        if isinstance(entry, Picture):
-            budget.take(entry.num_bytes)
-        return entry
-
-    if num_workers == 0:
-        for item in items:
-            yield prepare_next(0, item)
-        return
-    pending, num_yielded = deque(), 0
-    pool = ThreadPoolExecutor(num_workers)  # starts tasks in their order, so that the picture waited for is among them
-    try:
-        for number, item in enumerate(items):
-            pending.append(pool.submit(prepare_next, number, item))
-            if len(pending) > num_ahead:
-                budget.want(num_yielded)
-                yield pending.popleft().result()
-                num_yielded += 1
-        while pending:
-            budget.want(num_yielded)
-            yield pending.popleft().result()
-            num_yielded += 1
-    finally:
-        budget.close()
-        pool.shutdown(cancel_futures=True)
-
-
-def _take_window(prepared, window_size, max_bytes):
-    """The next entries (`list`): `window_size` of them, or fewer if they have `max_bytes` bytes or the source ends."""
-    window, num_bytes = [], 0
-    for entry in prepared:
-        window.append(entry)
-        num_bytes += entry.num_bytes if isinstance(entry, Picture) else 0
-        if len(window) == window_size or num_bytes >= max_bytes or isinstance(entry, SourceFailed):
-            break
-    return window
-
-
-def _without_tensors(error):
-    """The error without its traceback, whose variables would keep pictures in memory."""
-    return error.with_traceback(None)

@@ -15,7 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
-from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine, items_of
+from safeqwen.judging.ahead import items_of
+from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
 from safeqwen.judging.load import default_dtype, load_policy
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.pictures import UnreadableImage, read_image

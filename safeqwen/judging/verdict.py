@@ -8,7 +8,7 @@ probability.
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ SUM_TOLERANCE = 0.01  # by which probabilities that were rounded, as to half pre
 THUMBNAIL_SIDE = 320
 NAMELESS = "picture"
 NO_PICTURE = "nothing was judged: the prompt holds no picture"
+COLUMNS = ("name", "label", "score", "unsafe", "action", "error")  # of `to_pandas`
 # By how much the probabilities of one picture differ from one forward to another, by the model's precision.
 SAME_IN_FLOAT32, SAME_IN_HALF_PRECISION = 1e-3, 0.05
 
@@ -55,7 +56,7 @@ class Verdict:
     [`SafetyPipeline.verdict`] makes it of a picture, [`Verdict.of`] of the tensors that the model returns. Its numbers
     are those of the least safe view, `view`. A verdict with an `error` has none: asking it for one raises a
     `ValueError` with the reason, as nothing may take an error for safe. A verdict is equal to itself alone. It can be
-    pickled and copied, but such a copy has no heat maps.
+    pickled and copied, but then has no heat maps; `dataclasses.replace(verdict, policy=...)` keeps them.
 
     Args:
         categories (`list[str]`): of the model, in its order.
@@ -85,7 +86,7 @@ class Verdict:
     policy: Any = None
     error: str | None = None
     seconds: float = 0.0
-    origin: Any = field(default=None)
+    origin: Any = None
 
     def __post_init__(self):
         if (self.probs is None) == (self.error is None):
@@ -101,7 +102,7 @@ class Verdict:
         if len(shape) != 2 or not shape[0] or shape[1] != len(self.categories):
             raise ValueError(f"probs must be of shape (views, {len(self.categories)}), one a category, got {shape}")
         if not ((self.probs >= 0).all() and ((self.probs.sum(dim=-1) - 1).abs() <= SUM_TOLERANCE).all()):
-            raise ValueError("probs must be probabilities that add up to 1 for each view; are they logits?")
+            raise ValueError("probs must be probabilities, finite, that add up to 1 for each view; are they logits?")
         object.__setattr__(self, "probs", self.probs.detach().float().cpu())
         frames = [0] if self.frames is None and shape[0] == 1 else self.frames
         if frames is None or len(frames) != shape[0]:
@@ -144,12 +145,10 @@ class Verdict:
                 f"img_safety_probs must be of shape (rows, {len(categories)}) for this model's categories, got "
                 f"{tuple(probs.shape)}: is the output another model's?"
             )
-        policy = getattr(model, "safety_policy", None) if policy is None else policy
+        about = {"categories": categories, "policy": policy or getattr(model, "safety_policy", None)}
         return [
-            cls(categories=categories, policy=policy, error=NO_PICTURE)
-            if row.isnan().all()
-            else cls(categories=categories, policy=policy, probs=row[None])
-            for row in probs
+            cls(error=NO_PICTURE, **about) if row.isnan().all() else cls(probs=row[None], **about)
+            for row in probs.detach().cpu()
         ]
 
     # -------------------------------------------------------------------------------------------------------- by names
@@ -275,6 +274,11 @@ class Verdict:
         decision = "" if self.decision is None else f"; {self.decision.in_words()}"
         return f"Verdict({name}: {self.label} {self.score:.1%}{unsafe}{views}{decision})"
 
+    def _repr_html_(self):
+        from safeqwen.showing.notebook import notebook_html
+
+        return notebook_html(self)
+
     def __getstate__(self):  # the origin holds the model
         return {**self.__dict__, "origin": None}
 
@@ -286,6 +290,36 @@ class Verdict:
     def _row(self):
         """`(categories,)` probabilities of the view that counts."""
         return self._judged()[self.view]
+
+
+def to_pandas(verdicts):
+    """
+    Returns a `pandas.DataFrame` with a row for each verdict, in their order, errors among them.
+
+    Its columns are `name`, `label`, `score`, `unsafe`, `action` (of the decision, empty without a policy) and `error`,
+    then the probability of each category, which is called `p(label)` if "label" is a category.
+
+    Args:
+        verdicts (iterable of [`Verdict`])
+
+    Raises:
+        ImportError: if there is no pandas.
+    """
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ImportError("to_pandas needs pandas: pip install pandas") from error
+    rows, columns = [], dict.fromkeys(COLUMNS)
+    for verdict in verdicts:
+        names = {name: f"p({name})" if name in COLUMNS else name for name in verdict.categories}
+        columns |= dict.fromkeys(names.values())
+        row = {"name": verdict.name, "error": verdict.error}
+        if verdict.error is None:
+            row |= {"label": verdict.label, "score": verdict.score, "unsafe": verdict.unsafe}
+            row["action"] = verdict.decision and verdict.decision.action
+            row |= {names[name]: score for name, score in verdict.scores.items()}
+        rows.append(row)
+    return pandas.DataFrame(rows, columns=list(columns))
 
 
 def known_category(name, categories):

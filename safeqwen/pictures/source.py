@@ -76,9 +76,9 @@ def read_image(
         data = bytes(source)
         name = f"<{len(data)} bytes>" if label is None else printable(label)
     elif isinstance(source, str):
-        data, name = _read_text(source, timeout_s, max_bytes, private_networks)
+        data, name = read_text(source, timeout_s, max_bytes, private_networks)
     elif isinstance(source, os.PathLike):
-        data, name = _read_path(os.fsdecode(source), max_bytes)
+        data, name = read_path(os.fsdecode(source), max_bytes)
     elif hasattr(source, "read"):
         data, name = read_stream(source, max_bytes)
     else:
@@ -139,8 +139,13 @@ def _numbered_views(all_samples, one_paper):
     return numbered
 
 
-def _read_text(text, timeout_s, max_bytes, private_networks):
-    """The bytes that a `str` stands for, and the name for messages."""
+def read_text(text, timeout_s=10.0, max_bytes=MAX_BYTES, private_networks=False):
+    """
+    Returns the `bytes` that a text stands for (a path, URL, data URL or base64), and its name (`str`) in messages.
+
+    Raises:
+        UnreadableImage: if they cannot be read, or there are more than `max_bytes`.
+    """
     if text[:5].lower() == "data:":
         name = f"<data URL of {len(text)} characters>"
         header, _, payload = text.partition(",")
@@ -154,7 +159,7 @@ def _read_text(text, timeout_s, max_bytes, private_networks):
     if re.match(r"\s*https?:", text, re.IGNORECASE):
         return fetch(text, timeout_s, max_bytes, private_networks)
     if os.path.lexists(text):
-        return _read_path(text, max_bytes)
+        return read_path(text, max_bytes)
     if scheme := re.match(r"[a-z][a-z0-9+.-]+(?=:)", text, re.IGNORECASE):
         raise UnreadableImage(
             f"{without_secrets(text)}: only http and https are fetched, not {scheme[0].lower()}; download the file "
@@ -164,7 +169,7 @@ def _read_text(text, timeout_s, max_bytes, private_networks):
     # Longer than any file name, it was not meant as a path.
     if data is not None and (signature(data) or len(text) > 255):
         return data, f"<base64 string of {len(text)} characters>"
-    return _read_path(text, max_bytes)
+    return read_path(text, max_bytes)
 
 
 def _from_base64(text):
@@ -176,7 +181,13 @@ def _from_base64(text):
         return None
 
 
-def _read_path(path, max_bytes):
+def read_path(path, max_bytes=MAX_BYTES):
+    """
+    Returns the `bytes` of a file, and its name (`str`) in messages. Devices and pipes are not waited for.
+
+    Raises:
+        UnreadableImage: if it is no file or cannot be read, or has more than `max_bytes`.
+    """
     name = printable(path)
     try:
         # Not blocking: to open a named pipe would wait for somebody who writes.

@@ -15,91 +15,15 @@ from markupsafe import Markup
 from PIL import Image, ImageFilter
 
 from safeqwen.data.taxonomy import title_of
+from safeqwen.showing.bars import bar_rows, is_of_another_view
 from safeqwen.showing.html import data_url, templates
 
 
 TEMPLATES = Path(__file__).parent
-NUM_CATEGORIES = 5
-SHOWN_FROM = 0.01  # probability, but for the likeliest category and those whose rule fires
 MAX_SIDE = 320  # pixels of the longer side of an embedded picture
 SIDE, GRID_SIDE = 256, 192  # pixels of the longer side, as shown
 MAX_BYTES, GRID_MAX_BYTES = 10_000, 5_000  # of one picture: one that cannot be packed so small has fewer pixels
 BLURRED_SIDE, BLUR_RADIUS = 32, 5  # pixels: what is smaller than a sixth of the picture cannot be made out
-
-
-@dataclass(frozen=True)
-class Bar:
-    """
-    One row of a verdict's bars.
-
-    Args:
-        name (`str`): of the category; "unsafe" for the picture as a whole.
-        title (`str`): for people.
-        probability (`float` in [0, 1]): by the policy's calibration, if there is a policy.
-        threshold (`float` in [0, 1], *optional*): from which the policy's rule of this name fires; `None` if it has
-            none that could.
-        fires (`bool`): whether it does. Without a policy: "unsafe" of a flagged verdict.
-    """
-
-    name: str
-    title: str
-    probability: float
-    threshold: float | None
-    fires: bool
-
-    @property
-    def percent(self):
-        """The probability in words, with as many digits as show on which side of the threshold it is."""
-        for digits in range(1, 7):
-            text = f"{100 * self.probability:.{digits}f}"
-            if self.threshold is None or (float(text) >= 100 * self.threshold) == (self.probability >= self.threshold):
-                break
-        return f"{text} %"
-
-    @property
-    def rule(self):
-        """The threshold in words, and whether the rule fires."""
-        words = [] if self.threshold is None else [f"from {100 * self.threshold:.4g} %"]
-        return ": ".join([*words, "fires"] if self.fires and words else words)
-
-    @property
-    def width(self):
-        return f"{100 * self.probability:.2f}%"
-
-    @property
-    def mark(self):
-        return f"{100 * self.threshold:.2f}%"
-
-
-def bar_rows(verdict):
-    """
-    Returns a verdict's bars (`list[Bar]`): "unsafe", then its likeliest categories and all whose own rule fires.
-
-    With a policy the numbers are the decision's: calibrated, of the view that it was made on, and "unsafe" leaves out
-    what is allowed.
-
-    Raises:
-        ValueError: if the verdict is an error.
-    """
-    decision, policy = verdict.decision, verdict.policy
-    if decision is None:
-        scores, unsafe, allowed = verdict.scores, verdict.unsafe, []
-        thresholds, fired, is_unsafe = {}, set(), verdict.flagged
-    else:
-        scores, unsafe, allowed = decision.scores, decision.score, policy.allowed
-        thresholds = {"unsafe": policy.unsafe_threshold, **policy.category_thresholds}
-        thresholds = {name: value for name, value in thresholds.items() if policy.actions.get(name) != "allow"}
-        fired = {reason.category for reason in decision.fired if reason.rule == "category"}
-        is_unsafe = any(reason.rule == "unsafe" for reason in decision.fired)
-    ranked = sorted(scores, key=scores.get, reverse=True)
-    shown = [name for i, name in enumerate(ranked[:NUM_CATEGORIES]) if not i or scores[name] >= SHOWN_FROM]
-    shown += [name for name in ranked if name in fired and name not in shown]
-    titles = {name: title_of(name) + (" (allowed)" if name in allowed else "") for name in shown}
-    rows = [Bar(name, titles[name], scores[name], thresholds.get(name), name in fired) for name in shown]
-    if unsafe is None:
-        return rows
-    title = "unsafe, without what is allowed" if allowed else "unsafe"
-    return [Bar("unsafe", title, unsafe, thresholds.get("unsafe"), is_unsafe), *rows]
 
 
 def caption(verdict):
@@ -263,11 +187,8 @@ def _notes(verdict, heatmap):
         yield "No picture: the verdict was made of tensors."
     if (num_views := len(verdict.frames)) > 1:
         yield f"{'The picture is the' if verdict.thumbnail else 'The'} least safe of {num_views} views."
-        # A policy may want several frames, and decides by the last of those that it needs.
-        if verdict.decision is not None:
-            counts = verdict.policy.calibrated(verdict.probs[verdict.view]).tolist()
-            if dict(zip(verdict.categories, counts)) != verdict.decision.scores:
-                yield "The probabilities are those of another view, by which the policy decided."
+        if is_of_another_view(verdict):
+            yield "The probabilities are those of another view, by which the policy decided."
     if isinstance(heatmap, str):
         yield f"No heat map: {heatmap}"
 

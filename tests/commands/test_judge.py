@@ -15,7 +15,7 @@ from mutated import mutated_files
 from tiny import ROOT
 
 from safeqwen import CATEGORIES, DEMO_CHECKPOINT, load
-from safeqwen.commands import judge
+from safeqwen.commands import judge, model
 from safeqwen_cli import main
 from tools.demo.pictograms import draw
 
@@ -183,6 +183,22 @@ def test_a_folder_that_holds_no_model_exits_with_2(pictures):
     assert "Traceback" not in done.stderr and not done.stdout
 
 
+def test_a_model_that_is_nowhere_is_said_to_be_no_folder_first(capsys):
+    assert main(["judge", "a.png", "--model", "nomodel", "--local-files-only"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(
+        "safeqwen: the model nomodel could not be loaded: there is no such folder, and of the Hub"
+    )
+    assert errors.count("\n") == 1
+
+
+def test_a_folder_named_demo_is_what_demo_means_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model.source_of("demo") is model.source_of(None) is DEMO_CHECKPOINT
+    (tmp_path / "demo").mkdir()
+    assert model.source_of("demo") == "demo"
+
+
 def test_file_names_cannot_command_the_terminal_nor_pass_for_verdicts(pictures):
     name = pictures / "\x1b[2Jsuicide.png\n  safe  100.0%"
     (pictures / "suicide.png").rename(name)
@@ -323,7 +339,7 @@ def test_a_picture_that_does_not_fit_is_its_own_error(pictures, monkeypatch, cap
         monkeypatch.setattr(model, "generate", only_squares(generate))
         return model, processor
 
-    monkeypatch.setattr(judge, "load", load_too_large)
+    monkeypatch.setattr(model, "load", load_too_large)
     wide = pictures / "wide.png"
     draw("safe", SEED, size=200).resize((400, 200)).save(wide)
     for arguments in ([], ["--ask", "What?", "--max-new-tokens", "1"]):
@@ -333,6 +349,6 @@ def test_a_picture_that_does_not_fit_is_its_own_error(pictures, monkeypatch, cap
 
 
 def test_a_model_that_accelerate_placed_is_left_where_it_is(pictures, monkeypatch, capsys):
-    monkeypatch.setattr(judge, "load", lambda *args, **kwargs: load(device_map={"": "cpu"}, dtype="float32"))
+    monkeypatch.setattr(model, "load", lambda *args, **kwargs: load(device_map={"": "cpu"}, dtype="float32"))
     assert main(["judge", str(pictures / "suicide.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "suicide"

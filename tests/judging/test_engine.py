@@ -7,15 +7,8 @@ import pytest
 import torch
 
 import safeqwen
-from safeqwen.judging.engine import (
-    MAX_ERRORS_IN_A_ROW,
-    Engine,
-    Frame,
-    SourceFailed,
-    _Budget,
-    is_out_of_memory,
-    items_of,
-)
+from safeqwen.judging.ahead import MAX_ERRORS_IN_A_ROW, Budget, SourceFailed, items_of
+from safeqwen.judging.engine import Engine, Frame, is_out_of_memory
 from safeqwen.pictures import read_image
 from tools.demo.pictograms import draw
 
@@ -85,7 +78,7 @@ def test_a_source_that_fails_for_ever_ends():
 
 
 def test_the_picture_that_is_waited_for_needs_no_free_memory():
-    budget, started = _Budget(10), []
+    budget, started = Budget(10), []
     budget.take(11)
     budget.want(3)
     budget.wait(3)  # returns

@@ -1,0 +1,47 @@
+"""The model that a command's `--model` names."""
+
+from pathlib import Path
+
+from safeqwen.commands.terminal import say
+from safeqwen.judging.load import load
+from safeqwen.loading import DEMO_CHECKPOINT
+
+
+DEMO = "demo"
+DEMO_WARNING = "this is the demo checkpoint, which knows drawn pictograms, not photographs, and is not for moderation"
+
+
+def source_of(name):
+    """Returns what `load` takes for a `--model`: `DEMO_CHECKPOINT` for none, and for "demo" if that is no folder."""
+    if name is None or name == DEMO and not Path(name).exists():
+        return DEMO_CHECKPOINT
+    return name
+
+
+def hub_of(args):
+    """Returns those of `revision`, `token`, `cache_dir` and `local_files_only` (`dict`) that were given."""
+    names = ("revision", "token", "cache_dir", "local_files_only")
+    return {name: getattr(args, name) for name in names if getattr(args, name)}
+
+
+def load_model(args):
+    """
+    Returns the model and processor that the arguments of `add_model_arguments` name; warns of the demo.
+
+    Raises:
+        ValueError: if it cannot be loaded, whatever the reason.
+    """
+    source = source_of(args.model)
+    if source is DEMO_CHECKPOINT:
+        say(DEMO_WARNING)
+    return loaded(source, lambda: load(source, dtype=args.dtype, device=args.device, **hub_of(args)))
+
+
+def loaded(source, load):
+    """Returns what `load()` returns, or raises a `ValueError` that names the model."""
+    try:
+        return load()
+    except Exception as error:  # whatever the library raises for a folder that is no model
+        name = DEMO if source is DEMO_CHECKPOINT else source
+        where = "" if Path(source).exists() else "there is no such folder, and of the Hub's repositories: "
+        raise ValueError(f"the model {name} could not be loaded: {where}{error}") from error

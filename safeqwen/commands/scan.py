@@ -1,0 +1,239 @@
+"""`safeqwen scan`: one row for each picture of a collection; a summary on stdout, progress on stderr."""
+
+import contextlib
+import datetime
+import math
+import os
+import shlex
+import sys
+import threading
+import time
+from pathlib import Path
+
+import transformers
+from tqdm import tqdm
+
+from safeqwen.commands.judge import DEMO_WARNING
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.fingerprint import weights_fingerprint
+from safeqwen.judging.engine import Engine
+from safeqwen.judging.load import load
+from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.provenance import git_commit, package_versions
+from safeqwen.scan.local import check_libraries, sample, scan
+from safeqwen.scan.rows import rows_file
+from safeqwen.scan.sources import Access, Sources
+
+
+PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
+SECONDS_BETWEEN_LINES = 60  # of progress, where stderr is no terminal
+AGAIN = "start the same command again to go on"
+
+
+def run(args):
+    """Runs `safeqwen scan` with the arguments of `safeqwen_cli`, and returns its exit code."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    prepare_streams()
+    try:
+        return _scan(args)
+    except (ValueError, RuntimeError, ImportError) as error:
+        say(error)
+        return 2
+    except BrokenPipeError:  # e.g. `safeqwen scan ... | head`: the rows are written before anything is printed
+        drop_output()
+        return 1
+    except OSError as error:
+        say(f"{error}; {AGAIN}" if AGAIN not in str(error) else error)
+        return 2
+    except KeyboardInterrupt:
+        say(f"stopped; {AGAIN}")
+        return 130
+
+
+def _scan(args):
+    check_libraries()  # before the model is loaded
+    access = Access(timeout_s=args.timeout, private_networks=args.private_networks, column=args.column)
+    if args.out is None and args.sample is None:
+        raise ValueError("--out is missing: give a file that ends in .jsonl or .parquet, or a folder")
+    out = args.out and rows_file(args.out)
+    places = Sources(args.sources, access, exclude=[out] if out else [])
+    is_demo = args.model == "demo" and not os.path.exists("demo")
+    source = DEMO_CHECKPOINT if is_demo else args.model
+    if is_demo:
+        say(DEMO_WARNING)
+    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
+    try:
+        model, processor = load(source, dtype=args.dtype, device=args.device, **hub)
+        fingerprint = weights_fingerprint(source, **{name: value for name, value in hub.items() if value})
+    except Exception as error:  # whatever the library raises for a folder that is no model
+        raise ValueError(f"the model {args.model} could not be loaded: {error}") from error
+    policy = model.safety_policy
+    if args.policy is not None:
+        categories = model.config.safety_categories
+        policy = None if args.policy == "none" else SafetyPolicy.load(args.policy, categories, fingerprint)
+    engine = Engine(model, processor)
+    settings = {
+        "policy": policy,
+        "access": access,
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "max_pixels": args.max_pixels,
+    }
+    if args.sample is not None:
+        summary, num_places, seconds = sample(engine, args.sources, args.sample, **settings)
+        _print_estimate(summary, num_places, seconds)
+        return int(bool(summary.num_errors))
+    made = {
+        "model": "demo" if is_demo else str(args.model),
+        "device": model.device.type,
+        "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
+        "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    reuse = args.reuse and _ledger_of(args.reuse)
+    with Progress(places, args.quiet) as progress:
+        summary = scan(
+            engine,
+            args.sources,
+            out,
+            **settings,
+            reuse=reuse,
+            model_fingerprint=fingerprint,
+            made=made,
+            progress=progress,
+        )
+    _print_summary(summary, out)
+    return int(bool(summary.num_errors))
+
+
+def _ledger_of(path):
+    path = Path(path)
+    return path if path.name.endswith(".ledger") else rows_file(path).with_name(f"{rows_file(path).name}.ledger")
+
+
+# ------------------------------------------------------------------------------------------------------------- telling
+
+
+class Progress:
+    """
+    Says on stderr how many places are met, how many a second, how many errors, and how long the rest will take: a bar
+    on a terminal, a line a minute elsewhere. A thread counts the places meanwhile. A context manager.
+
+    Args:
+        places (iterable): of its own for the counting.
+        is_quiet (`bool`): say nothing.
+    """
+
+    def __init__(self, places, is_quiet):
+        self.places, self.is_quiet = places, is_quiet
+        self.num_places, self.bar, self.is_over = None, None, False
+
+    def __enter__(self):
+        self.started = self.said = time.monotonic()
+        if not self.is_quiet:
+            threading.Thread(target=self._count, daemon=True).start()
+            if sys.stderr.isatty():
+                self.bar = tqdm(unit=" pictures", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+        return self
+
+    def __exit__(self, *exception):
+        self.is_over = True
+        if self.bar is not None:
+            self.bar.close()
+
+    def _count(self):
+        num_places = 0
+        with contextlib.suppress(Exception):  # the scan itself says what is wrong
+            for _ in self.places:
+                num_places += 1
+                if self.is_over:
+                    return
+            self.num_places = num_places
+
+    def __call__(self, counts):
+        """Takes a [`Counts`] after a place was met."""
+        if self.bar is not None:
+            self.bar.total = self.num_places
+            self.bar.set_postfix_str(f"{counts.num_errors:,} errors", refresh=False)
+            self.bar.update(counts.num_met - self.bar.n)
+            return
+        now = time.monotonic()
+        if self.is_quiet or now - self.said < SECONDS_BETWEEN_LINES:
+            return
+        self.said = now
+        rate = (counts.num_met - counts.num_known) / (now - self.started)
+        of, left = "", ""
+        if self.num_places is not None:
+            of = f" of {self.num_places:,}"
+            left = f", {tqdm.format_interval(max(0, self.num_places - counts.num_met) / rate)} left" if rate else ""
+        say(f"{counts.num_met:,}{of} pictures, {rate:.3g} a second, {counts.num_errors:,} errors{left}")
+
+
+def _print_summary(summary, out):
+    counts = summary.counts
+    print(
+        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} copies of judged "
+        f"ones, {counts.num_known:,} as before; {summary.num_errors:,} errors"
+    )
+    _print_found(summary)
+    print(f"\nthe model took {counts.seconds:.1f} s; rows: {printable(str(out))}", flush=True)
+
+
+def _print_found(summary):
+    if summary.num_left_out:
+        print(f"files that are no pictures, left out: {summary.num_left_out:,}")
+    if summary.actions:
+        actions = ", ".join(f"{action} {summary.actions[action]:,}" for action in ("allow", "flag", "block"))
+        print(f"\nby the policy: {actions}")
+    else:
+        print(f"\nunsafe, by a probability of 50 % or more: {summary.num_flagged:,}")
+    width = max(map(len, summary.labels), default=0)
+    for label, count in summary.labels.most_common():
+        print(f"  {label:{width}}  {count:9,}")
+    if summary.num_groups:
+        print(f"\ngroups of near-identical pictures: {summary.num_groups:,}; their verdicts disagree in ", end="")
+        print(f"{summary.num_disagreeing:,}{':' if summary.num_disagreeing else ''}")
+    for group, members in summary.disagreeing.items():
+        for is_flagged in sorted(members, reverse=True):
+            print(f"  {group:6}  {_in_words(members[is_flagged])}")
+    if summary.errors:
+        print(f"\nerrors: {summary.num_errors:,}; the first:")
+    for row in summary.errors:
+        print(f"  {printable(row['id'])}: {printable(row['error'])[:200]}")
+
+
+def _in_words(row):
+    what = f"{row['label']} {row['score']:.1%}"
+    if row["decision"] is not None:
+        what = f"{row['decision']['would_action']}: {what}"
+    return f"{printable(row['id'])}  {what}"
+
+
+def _print_estimate(summary, num_places, seconds):
+    """What the whole would find and cost, from a sample of it."""
+    num_judged = summary.num_rows - summary.num_errors
+    print(f"{num_places:,} pictures, of which {summary.num_rows:,} were drawn and looked at; nothing was written")
+    _print_found(summary)
+    rows = (("not allowed" if summary.actions else "unsafe", summary.num_flagged, num_judged),)
+    print("\nof all, about (95 % interval):")
+    for what, count, of in (*rows, ("errors", summary.num_errors, summary.num_rows)):
+        if of:
+            low, high = interval(count, of)
+            print(
+                f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), {count / of * num_places:,.0f} pictures"
+            )
+    if summary.num_rows:
+        whole = seconds / summary.num_rows * num_places
+        print(f"\nthe sample took {seconds:.1f} s; all would take about {tqdm.format_interval(whole)} (h:min:s)")
+    sys.stdout.flush()
+
+
+def interval(count, of):
+    """Returns the 95 % interval (`tuple[float, float]`) of a share (Wilson 1927)."""
+    z = 1.96
+    share, spread = count / of, z * z / of
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,78 @@
+"""The arguments of `safeqwen scan`."""
+
+from pathlib import Path
+
+from safeqwen_cli.arguments import add_command, natural, positive, seconds
+
+
+DESCRIPTION = """\
+Judge all pictures of a collection: one row for each, in a file that appears when all are through.
+
+A SOURCE is a folder, a glob in quotes, a picture, a URL, a list (.txt: a path or URL a line), a .jsonl or a .parquet
+with a column "image" or "images", a .tar (a WebDataset shard, too), a .zip, or a folder that Dataset.save_to_disk
+wrote. Tar, zip and Parquet files in a folder are opened.
+
+What is done is kept beside the rows, in ROWS.ledger. Stopped or killed at any moment, the same command goes on. After
+the end it looks at what is new, has changed or failed, and writes the rows anew. The same picture is judged once;
+near-identical ones are grouped, and groups whose verdicts disagree are shown. docs/scanning.md says more.
+"""
+EXIT_CODES = """\
+exit codes: 0 every row has a verdict; 1 some are errors, which the rows and stdout tell (the others are judged all the
+same); 2 refused, or a full disk: the reason is on stderr, and what was finished is kept; 130 stopped by Ctrl-C.
+"""
+
+
+def add_parser(commands):
+    scan = add_command(
+        commands,
+        "scan",
+        help="judge a collection of pictures, and go on where it stopped",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+    )
+    scan.add_argument("sources", nargs="+", metavar="SOURCE", help="where the pictures are")
+    scan.add_argument(
+        "--out", type=Path, metavar="OUT", help="rows: a file ending in .jsonl or .parquet, or a folder for rows.jsonl"
+    )
+    scan.add_argument("--sample", type=positive, metavar="N", help="judge N of them, say what all would show and cost")
+    scan.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="decide by this policy; none for no decision (default: safety_policy.json in the model's folder, if any)",
+    )
+    scan.add_argument("--reuse", metavar="ROWS", help="take over the verdicts of another scan, e.g. of another policy")
+    scan.add_argument("--column", metavar="NAME", help='that holds the pictures (default: "image", else "images")')
+    scan.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+    model = scan.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH", default="demo", help="folder or repository (default: demo)")
+    model.add_argument("--revision", help="branch, tag or commit of the repository")
+    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
+    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
+    model.add_argument("--local-files-only", action="store_true", help="download nothing")
+    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
+    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+
+    limits = scan.add_argument_group("limits")
+    limits.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
+    )
+    limits.add_argument(
+        "--batch-size", type=positive, metavar="N", default=16, help="pictures a forward (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--num-workers",
+        type=natural,
+        metavar="N",
+        default=4,
+        help="threads that read, and as many that decode (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
+    )
