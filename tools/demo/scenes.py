@@ -3,9 +3,10 @@
     python -m tools.demo.scenes build/scenes --num 1000 --first-seed 1000000
 
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
-line style and colours are each one's own. Each lies within a square of its own, at least `LEAST_SEEN` pixels wide as
-the model sees it (which makes `SEEN_PIXELS` of any picture), and the squares do not overlap. The label is the category
-of the harm, of which there is one at most, or "safe".
+line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. The
+model sees all pictures reduced or enlarged to about `SEEN_PIXELS`, and a square is at least `LEAST_SEEN` pixels wide
+as it sees it (four equal ones on a long picture: 48). The label is the category of the harm, of which there is one at
+most, or "safe".
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
@@ -36,7 +37,7 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
 SEEN_PIXELS = 168 * 168  # of any picture as the model sees it: 36 tokens, or a few less
-LEAST_SEEN = 56  # pixels, a drawing's square as the model sees it: smaller ones people cannot tell apart either
+LEAST_SEEN = 56  # pixels of a drawing's square, as the model sees it: people can still tell such drawings apart
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
