@@ -46,7 +46,7 @@ def render(template, *, folder=TEMPLATES, more_style="", script=None, **values):
 
 
 def _digest(text):
-    """What the page's policy names a style or script by: the browser applies this one alone, none that is smuggled in."""
+    """What the page's policy names a style or script by: the browser applies this alone, none that is smuggled in."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

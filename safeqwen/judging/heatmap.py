@@ -163,8 +163,8 @@ class _Traced:
         expected = 5 * vision + 6 * text + 3 + config.safety_num_hidden_layers
         if self.patches is None or self.num_calls != expected:
             raise RuntimeError(
-                f"heat maps are for the layers of Qwen2.5-VL: expected {expected} calls, saw {self.num_calls}; was the "
-                "model compiled, or were layers replaced?"
+                f"heat maps are for the layers of Qwen2.5-VL: expected {expected} calls, saw {self.num_calls}; was "
+                "the model compiled, or were layers replaced?"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a report's gallery shows of each picture: its verdict, a small copy, on demand a heat map, and how to correct it."""
+"""What a report's gallery shows of a picture: its verdict, a small copy, on demand a heat map, what to train with."""
 
 import hashlib
 import os
@@ -102,7 +102,7 @@ class Local(Access):
 
 def pictures(rows, root, access):
     """
-    Yields `(row, bytes)` of the pictures that rows are about, or `(row, why not)`; in any order, each file opened once.
+    Yields `(row, bytes)` of the pictures that rows are about, or `(row, why not)`, in any order.
 
     A picture that is not the one that was judged, by its sha256, is not given: rows of somebody else must not bring
     other files of this machine into a page that is mailed.
