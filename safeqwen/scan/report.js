@@ -123,8 +123,8 @@
     const mapped = part(".mapped");
     if (picture.map && picture.thumbnail) {
       map.addEventListener("click", () => {
-        const isMap = map.getAttribute("aria-pressed") === "false";
-        map.setAttribute("aria-pressed", isMap);
+        const isMap = mapped.hidden;
+        map.textContent = isMap ? "Show the picture without it" : "Show the heat map";
         part("img").src = isMap ? picture.map : picture.thumbnail;
         mapped.textContent = picture.mapped;
         mapped.hidden = !isMap;

@@ -205,7 +205,7 @@ def _cautions(tally, record, num_shown):
         cautions.append("No picture was judged: every row is an error. Nothing here says that any of them is safe.")
     elif tally.num_errors:
         cautions.append(
-            f"{tally.num_errors:,} of {tally.num_rows:,} rows have no verdict. They are in no figure but those of "
+            f"Rows without a verdict: {tally.num_errors:,} of {tally.num_rows:,}. They are in no figure but those of "
             "errors, and nothing says that they are safe."
         )
     if record is not None and record["made"].get("model") == "demo":

@@ -58,7 +58,7 @@ class Tally:
         by_label, by_severity (`Counter`): `(label, action)` and `(severity, action)` -> rows.
         by_reason (`Counter`): why there is no verdict -> rows.
         thresholds (`dict[str, float]`): "unsafe" or a category -> from where its rule fires, as far as rows say.
-        histograms (`np.ndarray` of shape `(1 + categories, actions, bins)`, int): of `score_of`, then of a category each.
+        histograms (`np.ndarray` of shape `(1 + categories, actions, bins)`): of `score_of`, then of each category.
         groups (`dict`): group -> how many rows it has.
         num_disagreeing (`int`): groups whose verdicts disagree.
         num_judged (`int`): different pictures with a verdict; of copies one is judged.
