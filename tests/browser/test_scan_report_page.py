@@ -5,6 +5,7 @@ import json
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from playwright.sync_api import expect
 
 import safeqwen_cli
 from tools.demo.pictograms import draw
@@ -60,14 +61,14 @@ def test_filters_and_sorting_show_what_they_say(page):
     page.click("#pages button:text('Next')")
     assert "shown: 49 to 61" in page.inner_text("#found") and page.locator("#cards > li").count() == 13
     page.select_option("[name=action]", "error")
-    page.wait_for_function("document.querySelectorAll('#cards > li').length === 1")
+    expect(page.locator("#cards > li")).to_have_count(1)
     card = page.locator("#cards article")
     assert "Not judged: pictures/cut <b>.png" in card.inner_text() and "safe" not in card.inner_text()
     page.click("button[type=reset]")
     page.fill("[name=text]", "COPY")
-    page.wait_for_function("document.getElementById('found').textContent.startsWith('1 of 61')")
+    expect(page.locator("#found")).to_contain_text("1 of 61")
     page.fill("[name=text]", "nothing is called so")
-    page.wait_for_function("document.getElementById('found').textContent === '0 of 61 pictures.'")
+    expect(page.locator("#found")).to_have_text("0 of 61 pictures.")
     page.click("button[type=reset]")
     page.select_option("[name=sort]", "low")
     page.wait_for_timeout(200)
@@ -90,7 +91,7 @@ def test_pictures_are_blurred_until_asked_for_by_keyboard_too(page):
     page.check("[name=clear]")
     assert not page.locator(".tile[aria-pressed=false]").count()
     page.click("button[type=reset]")
-    page.wait_for_function("!document.querySelector('.tile[aria-pressed=true]')")
+    expect(page.locator(".tile[aria-pressed=true]")).to_have_count(0)
 
 
 def test_a_heat_map_is_shown_on_demand(page):
@@ -110,7 +111,7 @@ def test_copies_are_in_a_group_and_are_corrected_in_both_places(page):
     article.locator("select").select_option(label="suicide")
     index = article.get_attribute("data-index")
     page.fill("[name=text]", article.locator(".name").inner_text())
-    page.wait_for_function("document.getElementById('found').textContent.startsWith('1 of 61')")
+    expect(page.locator("#found")).to_contain_text("1 of 61")
     twin = page.locator(f"#cards article[data-index='{index}'] select")
     assert twin.evaluate("one => one.selectedOptions[0].textContent") == "suicide"
     twin.select_option("")
