@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import expect
 
 import safeqwen_cli
 from tools.demo.pictograms import draw
 
 
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
+expect = pytest.importorskip("playwright.sync_api").expect
 HARMS = ("safe", "suicide", "weapon_related_violence", "terrorism", "sexual_content")
 SEED = 6_000_000
 
@@ -63,7 +63,7 @@ def test_filters_and_sorting_show_what_they_say(page):
     page.select_option("[name=action]", "error")
     expect(page.locator("#cards > li")).to_have_count(1)
     card = page.locator("#cards article")
-    assert "Not judged: pictures/cut <b>.png" in card.inner_text() and "safe" not in card.inner_text()
+    assert "Not judged: ends before the picture does" in card.inner_text() and "safe" not in card.inner_text()
     page.click("button[type=reset]")
     page.fill("[name=text]", "COPY")
     expect(page.locator("#found")).to_contain_text("1 of 61")
