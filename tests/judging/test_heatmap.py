@@ -41,7 +41,7 @@ def picture(width=168, height=112):
 
 
 def tiny_engine(model, demo):
-    """The tiny model behind the demo's image processor, with a prompt of two tokens before and one after the picture."""
+    """The tiny model behind the demo's image processor, with two tokens before the picture and one after."""
     engine = Engine.__new__(Engine)
     engine.model, engine.processor = model, demo[1]
     engine._before, engine._after = [5, 112], [113]
@@ -67,7 +67,7 @@ def test_a_map_has_the_grid_of_the_patches_and_keeps_no_graph(engine):
 
 
 def test_without_the_rules_a_value_is_how_the_log_odds_move_with_the_patch(state_dict, demo, monkeypatch):
-    """Gradient x pixels is d(log-odds)/d(s) with a patch's pixels times 1 + s: by two calls of `guard`, no autograd."""
+    """Gradient x pixels is d(log-odds)/d(s) with a patch times 1 + s: by two calls of `guard`."""
     monkeypatch.setattr(heatmap, "RULES", {})
     monkeypatch.setattr(heatmap, "_norm", lambda layer, x, output: output)
     monkeypatch.setattr(heatmap, "_activation", lambda layer, x, output: output)
@@ -90,7 +90,7 @@ def test_without_the_rules_a_value_is_how_the_log_odds_move_with_the_patch(state
 
 
 def test_the_gated_rule_by_hand():
-    """silu(g) * u of one number: half of the product to each path, and silu(g) = g * sigmoid(g) with sigmoid constant."""
+    """silu(g) * u of one number: half to each path, silu(g) is g times a constant."""
     x = torch.tensor([[2.0]], requires_grad=True)
     gate, up = 0.5 * x, 3.0 * x
     activated = nn.functional.silu(gate)
