@@ -2,7 +2,7 @@
 
 import argparse
 
-from safeqwen_cli.arguments import add_command, positive, seconds
+from safeqwen_cli.arguments import add_command, add_model_arguments, positive, seconds
 
 
 DESCRIPTION = """\
@@ -61,14 +61,7 @@ def add_parser(commands):
     output.add_argument("--force", action="store_true", help="replace files that exist")
     output.add_argument("--json", action="store_true", help="the maps' values, as documented below")
 
-    model = explain.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH", help="folder or Hub repository (default: demo, drawings only)")
-    model.add_argument("--revision", help="branch, tag or commit of the repository")
-    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
-    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
-    model.add_argument("--local-files-only", action="store_true", help="download nothing")
-    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
-    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+    add_model_arguments(explain)
 
     limits = explain.add_argument_group("limits")
     limits.add_argument(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safeqwen_cli.arguments import add_command, natural, positive, seconds
+from safeqwen_cli.arguments import add_command, add_model_arguments, natural, positive, seconds
 
 
 DESCRIPTION = """\
@@ -44,14 +44,7 @@ def add_parser(commands):
     scan.add_argument("--column", metavar="NAME", help='that holds the pictures (default: "image", else "images")')
     scan.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
-    model = scan.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH", default="demo", help="folder or repository (default: demo)")
-    model.add_argument("--revision", help="branch, tag or commit of the repository")
-    model.add_argument("--token", help="for a private repository (default: the one of `hf auth login`)")
-    model.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept")
-    model.add_argument("--local-files-only", action="store_true", help="download nothing")
-    model.add_argument("--device", help="e.g. cpu, cuda:1 (default: an accelerator if there is one)")
-    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
+    add_model_arguments(scan)
 
     limits = scan.add_argument_group("limits")
     limits.add_argument(

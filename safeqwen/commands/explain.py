@@ -8,11 +8,10 @@ from pathlib import Path
 
 import transformers
 
-from safeqwen.commands.judge import DEMO_WARNING
+from safeqwen.commands.model import DEMO, load_model
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.heatmap import heatmaps
-from safeqwen.judging.load import load
 from safeqwen.judging.verdict import SAFE, known_category
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.showing.colours import WEAK, strength
@@ -32,15 +31,10 @@ def run(args):
         return _fail("give --out PNG for a picture, --json for the values, or both")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         return _fail(f"there is no folder {Path(args.out).parent} to write to: make it first")
-    if args.model == "demo" and not os.path.exists("demo"):  # as safeqwen train names it
-        args.model = None
-    if args.model is None:
-        say(DEMO_WARNING)
-    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        model, processor = load(args.model, dtype=args.dtype, device=args.device, **hub)
-    except Exception as error:  # whatever the library raises for a folder that is no model
-        return _fail(f"the model {args.model or 'demo'} could not be loaded: {error}")
+        model, processor = load_model(args)
+    except ValueError as error:
+        return _fail(error)
     engine = Engine(model, processor)
     try:
         engine.image_settings(args.max_pixels)
@@ -136,7 +130,7 @@ def _json_fields(args, verdict, maps, files):
             }
             for file, heatmap in zip(files, maps)
         ],
-        "model": args.model or "demo",
+        "model": args.model or DEMO,
     }
 
 

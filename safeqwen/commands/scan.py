@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import math
-import os
 import shlex
 import sys
 import threading
@@ -13,11 +12,10 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 
-from safeqwen.commands.judge import DEMO_WARNING
+from safeqwen.commands.model import DEMO, hub_of, load_model, loaded, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.provenance import git_commit, package_versions
@@ -59,16 +57,9 @@ def _scan(args):
         raise ValueError("--out is missing: give a file that ends in .jsonl or .parquet, or a folder")
     out = args.out and rows_file(args.out)
     places = Sources(args.sources, access, exclude=[out] if out else [])
-    is_demo = args.model == "demo" and not os.path.exists("demo")
-    source = DEMO_CHECKPOINT if is_demo else args.model
-    if is_demo:
-        say(DEMO_WARNING)
-    hub = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
-    try:
-        model, processor = load(source, dtype=args.dtype, device=args.device, **hub)
-        fingerprint = weights_fingerprint(source, **{name: value for name, value in hub.items() if value})
-    except Exception as error:  # whatever the library raises for a folder that is no model
-        raise ValueError(f"the model {args.model} could not be loaded: {error}") from error
+    source = source_of(args.model)
+    model, processor = load_model(args)
+    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
     policy = model.safety_policy
     if args.policy is not None:
         categories = model.config.safety_categories
@@ -86,7 +77,7 @@ def _scan(args):
         _print_estimate(summary, num_places, seconds)
         return int(bool(summary.num_errors))
     made = {
-        "model": "demo" if is_demo else str(args.model),
+        "model": DEMO if source is DEMO_CHECKPOINT else args.model,
         "device": model.device.type,
         "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
         "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},

@@ -203,4 +203,4 @@ def test_too_few_resamples_are_refused_before_anything_is_judged(data, tmp_path,
     with pytest.raises(SystemExit) as ended:
         evaluate(data, tmp_path / "out", "--resamples", "99")
     assert ended.value.code == 2 and not (tmp_path / "out").exists()
-    assert "expected 100 or more, for intervals of 95 %, got 99" in capsys.readouterr().err
+    assert "expected 100 or more, for intervals of 95 %, got '99'" in capsys.readouterr().err

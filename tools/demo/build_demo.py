@@ -54,10 +54,11 @@ from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.processor import save_processor
 from safeqwen.publishing.export import prompt_ids
-from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, row_for, write_dataset
+from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, write_dataset
 from tools.demo.figures import evaluate
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS, draw, subject
 from tools.demo.processor import build_processor
+from tools.demo.scenes import write_scenes
 
 
 ROOT = Path(__file__).parents[2]
@@ -70,12 +71,19 @@ NUM_TEXT_DRAWINGS = 34_000
 NUM_TEXT_PAIRS = 5_000
 NUM_JOINT_DRAWINGS = 16_000
 NUM_JOINT_PAIRS = 2_500
+NUM_SCALES_DRAWINGS = 16_000
+NUM_SCALES_ALONE = 6_000  # one drawing somewhere on a picture
+NUM_SCALES_SCENES = 20_000
+NUM_SCENES_DRAWINGS = 18_000
+NUM_SCENES = 30_000
+NUM_SCENES_PAIRS = 2_500
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
-IMAGE_SIDE = 112  # pixels; 16 tokens
+IMAGE_SIDE = 112  # pixels, in the first three stages; 16 tokens
 # One in four is drawn larger than the model sees it, since real files are resized. With all sides from 112 to 224, so
 # that resizing blurred most of them, 96.0 % of verdicts were right.
 SIDES = (IMAGE_SIDE, IMAGE_SIDE, IMAGE_SIDE, 2 * IMAGE_SIDE)
+SCENE_SIDES = (112, 168, 224, 448)  # of single drawings beside scenes, all seen at 168
 
 SUBJECTS = [name for category in HOLISAFE.titles for name in PICTOGRAMS[category]]
 
@@ -174,10 +182,16 @@ def train_vision(processor, work):
     """
     prompts = plan_prompts(HOLISAFE, NUM_VISION_DRAWINGS, 0, SAFE_SHARE)
     write_dataset(work / "vision", HOLISAFE, prompts, sides=SIDES)
-    with (work / "vision" / "data.jsonl").open("w") as file:  # the subject as label, and no answer
-        for prompt in prompts:
-            row = {"images": row_for(prompt, HOLISAFE)["images"], "safety_label": subject(*prompt[2][0])}
-            file.write(json.dumps(row) + "\n")
+    label_by_subjects(work / "vision", [subject(*drawing) for *_, [drawing] in prompts])
+    model = build_vision_model(processor)
+    pictures = [draw(*drawings[0], size=IMAGE_SIDE) for _, _, drawings in prompts[:320]]
+    prepare_vision(model.model.visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
+    model.save_pretrained(work / "vision_base")
+    processor.save_pretrained(work / "vision_base")
+    return vision_weights(run("vision", work))
+
+
+def build_vision_model(processor):
     model = build_model(
         processor.tokenizer,
         num_layers=0,
@@ -186,35 +200,93 @@ def train_vision(processor, work):
         safety_num_hidden_layers=0,
     )
     nn.init.constant_(model.model.language_model.norm.weight, 100)
-    pictures = [draw(*drawings[0], size=IMAGE_SIDE) for _, _, drawings in prompts[:320]]
-    prepare_vision(model.model.visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
-    model.save_pretrained(work / "vision_base")
-    processor.save_pretrained(work / "vision_base")
-    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("vision", work), dtype=torch.float32)
+    return model
+
+
+def vision_weights(folder):
+    """Returns the weights of a model's vision tower by their names in the model."""
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return {f"model.visual.{name}": tensor for name, tensor in trained.model.visual.state_dict().items()}
 
 
-def draw_prompts(work, stage, first_seed, num_drawings, num_pairs):
+def label_by_subjects(folder, subjects):
+    """Makes the subjects the labels of a dataset's rows, which lose their answers."""
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    with (folder / "data.jsonl").open("w") as file:
+        for row, name in zip(rows, subjects, strict=True):
+            file.write(json.dumps({"images": row["images"], "safety_label": name}) + "\n")
+
+
+def draw_prompts(work, stage, first_seed, num_drawings, num_pairs, sides=SIDES):
     """Writes what the text tower learns from in a stage; returns the first seed that is left over."""
     singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE_IN_TEXT)
-    write_dataset(work / stage, HOLISAFE, singles, sides=SIDES)
+    write_dataset(work / stage, HOLISAFE, singles, sides=sides)
     first_pair = first_seed + num_drawings
     # A pair is safe, holds one harm or holds two.
     pairs = plan_prompts(HOLISAFE, num_pairs, first_pair, 0.55, num_pictures=2)
-    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=SIDES)
+    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=sides)
     return first_pair + 2 * num_pairs
 
 
 def train_text(processor, vision, work):
-    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already."""
+    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already.
+
+    Returns:
+        `tuple`: (the trained model, the first seed that is left over)
+    """
     model = build_model(processor.tokenizer)
     model.load_state_dict(vision, strict=False)
     model.save_pretrained(work / "text_base")
     processor.save_pretrained(work / "text_base")
     first_seed = draw_prompts(work, "text", NUM_VISION_DRAWINGS, NUM_TEXT_DRAWINGS, NUM_TEXT_PAIRS)
     run("text", work)
-    draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
+    first_seed = draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
+    return trained, first_seed
+
+
+def draw_scales(work, first_seed):
+    """Writes drawings that fill a picture and drawings that do not; returns the first seed that is left over."""
+    prompts = plan_prompts(HOLISAFE, NUM_SCALES_DRAWINGS, first_seed, SAFE_SHARE)
+    write_dataset(work / "scales", HOLISAFE, prompts, sides=SCENE_SIDES)
+    label_by_subjects(work / "scales", [subject(*drawing) for *_, [drawing] in prompts])
+    first_seed += NUM_SCALES_DRAWINGS
+    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1)
+    label_by_subjects(work / "scales_alone", [drawn for _, drawn in rows])
+    first_seed += NUM_SCALES_ALONE
+    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0)
+    label_by_subjects(work / "scales_scenes", [drawn for _, drawn in rows])
+    return first_seed + NUM_SCALES_SCENES
+
+
+def train_scales(processor, singles, work, first_seed):
+    """Teaches the vision tower drawings of all sizes, and to tell the harmful one from those around it.
+
+    Args:
+        singles (`Path`): the model that knows single drawings.
+
+    Returns:
+        `tuple`: (weights of the vision tower, the first seed that is left over)
+    """
+    model = build_vision_model(processor)
+    model.load_state_dict(vision_weights(singles), strict=False)
+    model.save_pretrained(work / "scales_base")
+    processor.save_pretrained(work / "scales_base")
+    first_seed = draw_scales(work, first_seed)
+    return vision_weights(run("scales", work)), first_seed
+
+
+def train_scenes(processor, singles, vision, work, first_seed):
+    """Teaches all parts scenes; returns the trained model, and the first seed that is left over."""
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(singles, dtype=torch.float32)
+    model.load_state_dict(vision, strict=False)
+    model.save_pretrained(work / "scenes_base")
+    processor.save_pretrained(work / "scenes_base")
+    sizes = NUM_SCENES_DRAWINGS, NUM_SCENES_PAIRS
+    first_seed = draw_prompts(work, "scenes", first_seed, *sizes, sides=SCENE_SIDES)
+    write_scenes(work / "scenes_scenes", NUM_SCENES, first_seed, SAFE_SHARE_IN_TEXT)
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("scenes", work), dtype=torch.float32)
+    return trained, first_seed + NUM_SCENES
 
 
 CARD = """\
@@ -263,10 +335,15 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the drawing processes are forked
     torch.set_num_threads(NUM_THREADS)
 
-    processor = build_processor()
     shutil.rmtree(WORK, ignore_errors=True)
+    processor = build_processor(IMAGE_SIDE**2)
     vision = train_vision(processor, WORK)
-    model = train_text(processor, vision, WORK)
+    model, first_seed = train_text(processor, vision, WORK)
+    singles = WORK / "singles"
+    save(model, processor, singles)
+    processor = build_processor()
+    vision, first_seed = train_scales(processor, singles, WORK, first_seed)
+    model, first_seed = train_scenes(processor, singles, vision, WORK, first_seed)
     save(model, processor, args.out)
 
     processor = AutoProcessor.from_pretrained(args.out)

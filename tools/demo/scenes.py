@@ -3,9 +3,10 @@
     python -m tools.demo.scenes build/scenes --num 1000 --first-seed 1000000
 
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
-line style and colours are each one's own. Each lies within a square of its own, at least `LEAST_SEEN` pixels wide as
-the model sees it (which is `MAX_PIXELS` large at most), and the squares do not overlap. The label is the category of
-the harm, of which there is one at most, or "safe".
+line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. The
+model sees all pictures reduced or enlarged to about `SEEN_PIXELS`, and a square is at least `LEAST_SEEN` pixels wide
+as it sees it (four equal ones on a long picture: 48). The label is the category of the harm, of which there is one at
+most, or "safe".
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
@@ -35,8 +36,8 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-MIN_PIXELS, MAX_PIXELS = 112 * 112, 224 * 224  # of a picture as the model sees it: 16 to 64 tokens
-LEAST_SEEN = 56  # pixels, a drawing's square as the model sees it: smaller ones people cannot tell apart either
+SEEN_PIXELS = 168 * 168  # of any picture as the model sees it: 36 tokens, or a few less
+LEAST_SEEN = 56  # pixels of a drawing's square, as the model sees it: people can still tell such drawings apart
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -68,13 +69,13 @@ class Scene:
         return widest if all(widest.width >= 1.2 * other.width for other in others) else None
 
 
-def draw_scene(category, seed, num=None, size=None, line_style=None, background=None):
+def draw_scene(category, seed, num_drawings=None, size=None, line_style=None, background=None):
     """Returns the [`Scene`] that a seed stands for.
 
     Args:
         category (`str`): of one of its drawings; all others are safe.
         seed (`int`): chooses everything else; the same arguments give the same scene.
-        num (`int`, *optional*): drawings, 1 to 4. The seed chooses when it is None.
+        num_drawings (`int`, *optional*): 1 to 4. The seed chooses when it is None.
         size (`tuple[int, int]`, *optional*): width and height in pixels. The seed chooses when it is None.
         line_style, background (`str`, *optional*): as `tools.demo.pictograms.draw` has them.
 
@@ -84,7 +85,7 @@ def draw_scene(category, seed, num=None, size=None, line_style=None, background=
     if category not in PICTOGRAMS:
         raise ValueError(f"there are no pictograms for {category!r}; expected one of {', '.join(PICTOGRAMS)}")
     rng = random.Random(f"scene-{category}-{seed}")
-    num = num or rng.randint(1, MAX_DRAWINGS)
+    num = num_drawings or rng.randint(1, MAX_DRAWINGS)
     if size is None:
         # A third is square. So many drawings fit into any of these, if only as quarters.
         width = rng.randint(*SIDES)
@@ -120,7 +121,7 @@ def quarters(seed, side=224):
 
 def _least_side(width, height):
     """Pixels of a scene that the model sees as `LEAST_SEEN`, before it rounds to whole patches."""
-    return math.ceil(LEAST_SEEN * max(1, math.sqrt(width * height / MAX_PIXELS)))
+    return math.ceil(LEAST_SEEN * math.sqrt(width * height / SEEN_PIXELS))
 
 
 def _room(width, height, least):
@@ -206,7 +207,7 @@ def _draw_to_file(task):
     out, (system_prompt, question, [(category, seed)]), options = task
     scene, file = draw_scene(category, seed, **options), f"images/{seed:06}.png"
     scene.picture.save(out / file)
-    return row_for(scene, file, system_prompt, question)
+    return row_for(scene, file, system_prompt, question), scene.drawings[0].subject
 
 
 def write_scenes(out, num, first_seed, safe_share=None, **options):
@@ -215,6 +216,9 @@ def write_scenes(out, num, first_seed, safe_share=None, **options):
     Args:
         out (`Path`): an empty folder, or one yet to be made.
         **options: for `draw_scene`.
+
+    Returns:
+        `list[tuple[dict, str]]`: each line of data.jsonl, and the subject of the drawing that is of its category.
 
     Raises:
         ValueError: if out holds anything; if num, seeds or safe_share are out of range.
@@ -225,7 +229,8 @@ def write_scenes(out, num, first_seed, safe_share=None, **options):
     (out / "images").mkdir(parents=True)
     with multiprocessing.Pool(NUM_PROCESSES) as pool:
         rows = pool.map(_draw_to_file, [(out, prompt, options) for prompt in prompts], chunksize=25)
-    (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
+    return rows
 
 
 def main(argv=None):
