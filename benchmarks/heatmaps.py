@@ -80,7 +80,7 @@ def measure(engine, side, num, methods):
         found = np.array(found, dtype=float)
         of_right = found[right] if right.any() else np.full((1, 4), np.nan)
         percents = [found[:, 0].mean(), found[:, 1].mean(), of_right[:, 0].mean(), of_right[:, 1].mean()]
-        cells = [f"{value:.1%}" for value in percents]
+        cells = ["-" if np.isnan(value) else f"{value:.1%}" for value in percents]
         print(f"| {name} | {' | '.join(cells)} | {found[:, 2].mean():.3f} | {1000 * np.median(found[:, 3]):.0f} |")
 
 
