@@ -32,7 +32,7 @@ def build(model, processor, *, is_demo=False, model_name="", is_shared=False, ma
         raise RuntimeError(reason)
     judge = Judge(model, processor, max_new_tokens)
     with gr.Blocks(title="SafeQwen", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        visit = gr.State(Visit, time_to_live=FORGET_AFTER_S)
+        visit = gr.State(Visit(), time_to_live=FORGET_AFTER_S)
         gr.HTML(page.about(is_demo, model_name, is_shared))
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
