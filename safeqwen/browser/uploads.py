@@ -14,8 +14,6 @@ class _ReadOnce:
     is a URL would make Gradio download it, past the rules of `safeqwen.read_image`: it is refused.
     """
 
-    is_template = True  # the page shows it as Gradio's own component
-
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         if url_or_file_path is not None and is_http_url_like(str(url_or_file_path)):
             raise gradio.Error("expected an uploaded picture, got a link: links go into the field for links")
@@ -31,9 +29,15 @@ class _ReadOnce:
 class PictureFiles(_ReadOnce, gradio.File):
     """A field for picture files; its handlers get a list of `(bytes, name)`, or `None`."""
 
+    def get_block_name(self):  # what shows it
+        return "file"
+
 
 class Photograph(_ReadOnce, gradio.Image):
     """A camera; its handlers get a list of one `(bytes, name)`, or `None`."""
+
+    def get_block_name(self):
+        return "image"
 
 
 def _read_and_delete(file):

@@ -31,6 +31,9 @@ from gradio.events import Dependency
 
 class PictureFiles(_ReadOnce, gradio.File):
     """A field for picture files; its handlers get a list of `(bytes, name)`, or `None`."""
+
+    def get_block_name(self):  # what shows it
+        return "file"
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
     if TYPE_CHECKING:
@@ -40,6 +43,9 @@ class PictureFiles(_ReadOnce, gradio.File):
 
 class Photograph(_ReadOnce, gradio.Image):
     """A camera; its handlers get a list of one `(bytes, name)`, or `None`."""
+
+    def get_block_name(self):
+        return "image"
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
     if TYPE_CHECKING:
