@@ -49,9 +49,7 @@ def build(model, processor, *, is_demo=False, model_name="", is_shared=False, ma
 def _sources():
     """The components that pictures come in by."""
     gr.HTML("<h2>A picture</h2>", elem_classes="heading")
-    files = PictureFiles(
-        label="Drop, paste or choose pictures", file_count="multiple", elem_id="pictures", height=150
-    )
+    files = PictureFiles(label="Drop, paste or choose pictures", file_count="multiple", elem_id="pictures", height=150)
     with gr.Row():
         link = gr.Textbox(label="Or a link", placeholder="https://", elem_id="link", scale=4, max_lines=1)
         judge_link = gr.Button("Judge link", elem_id="judge-link", scale=1, min_width=110)

@@ -5,7 +5,6 @@ from pathlib import Path
 import gradio
 from gradio_client.utils import is_http_url_like
 
-
 class _ReadOnce:
     """
     Gives handlers `(bytes, name)` in place of a path on the server.
@@ -27,31 +26,33 @@ class _ReadOnce:
         files = payload.root if hasattr(payload, "root") else [payload]
         return [_read_and_delete(file) for file in files]
 
-from gradio.events import Dependency
-
 class PictureFiles(_ReadOnce, gradio.File):
     """A field for picture files; its handlers get a list of `(bytes, name)`, or `None`."""
 
     def get_block_name(self):  # what shows it
         return "file"
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class Photograph(_ReadOnce, gradio.Image):
     """A camera; its handlers get a list of one `(bytes, name)`, or `None`."""
 
     def get_block_name(self):
         return "image"
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def _read_and_delete(file):
     path = Path(file.path)

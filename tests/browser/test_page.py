@@ -9,6 +9,9 @@ from PIL import Image
 from playwright.sync_api import expect
 
 
+expect.set_options(timeout=6_000)
+
+
 RECORD = """() => {
   window.seen = {};
   const look = () => {
@@ -118,7 +121,9 @@ def test_an_animation_is_as_unsafe_as_its_least_safe_frame(open_page, send, anim
     expect(page.locator("#verdicts tbody")).to_contain_text("Weapon")
 
 
-@pytest.mark.parametrize("link", ["http://127.0.0.1:1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b.png"])
+@pytest.mark.parametrize(
+    "link", ["http://127.0.0.1:1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b.png"]
+)
 def test_a_link_into_the_machine_is_refused(open_page, link):
     page = open_page()
     page.get_by_label("Or a link").fill(link)
