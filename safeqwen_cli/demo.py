@@ -11,7 +11,7 @@ deleted from the disk once they are read. --share opens a public link: what visi
 servers of Gradio, and who has the link can use the model. Needs pip install -e ".[demo]" in a checkout of SafeQwen.
 """
 EXIT_CODES = """\
-exit codes: 0 it was stopped (Ctrl-C); 2 wrong usage, no Gradio, a port that is
+exit codes: 130 it was stopped (Ctrl-C); 2 wrong usage, no Gradio, a port that is
 taken, or a model that cannot be loaded or may not judge: the reason is on stderr.
 """
 

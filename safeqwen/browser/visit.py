@@ -1,4 +1,4 @@
-"""What one visitor has: pictures with their verdicts, heat maps, a conversation. The model is used by one at a time."""
+"""What a visitor has: pictures with their verdicts, heat maps, a conversation. The model is used by one at a time."""
 
 import contextlib
 import threading
