@@ -76,7 +76,7 @@ class Judge:
 
     def refused(self, name, reason):
         """Returns the [`Verdict`] (with an `error`) on what cannot be judged."""
-        return Verdict(self.categories, error=reason, name=name)
+        return Verdict(categories=self.categories, error=reason, name=name)
 
     def heatmap(self, visit, verdict, category):
         """Returns the [`Heatmap`] of a category, computed once a visitor and picture, or why there is none (`str`)."""
