@@ -7,13 +7,13 @@ which `safeqwen --help` need not wait. It imports nothing but the standard libra
 import importlib
 import sys
 
-from safeqwen_cli import calibrate, check, compare, evaluate, explain, export, judge, report, scan, train
+from safeqwen_cli import calibrate, check, compare, demo, evaluate, explain, export, judge, report, scan, train
 from safeqwen_cli.arguments import Parser
 
 
 __version__ = "0.1.0"  # of the package, too
 
-COMMANDS = (judge, explain, scan, report, train, export, check, calibrate, evaluate, compare)  # as --help lists them
+COMMANDS = (judge, explain, demo, scan, report, train, export, check, calibrate, evaluate, compare)  # as --help lists them
 
 
 def build_parser():

@@ -38,15 +38,15 @@ def run(args):
     engine = Engine(model, processor)
     try:
         engine.image_settings(args.max_pixels)
-        for category in args.category or ():
-            known_category(category, engine.categories)
-        _refuse_existing(_files(args.out, args.category or [None]), args)
+        chosen = [known_category(category, engine.categories) for category in dict.fromkeys(args.category or ())]
+        if chosen:
+            _refuse_existing(_files(args.out, chosen), args)  # before the picture is fetched
         private_networks = {"private_networks": True} if args.private_networks else {}
         views = read_image(args.image, timeout_s=args.timeout, **private_networks)
         (verdict,) = engine.judge_each([views], list, max_pixels=args.max_pixels, thumbnails=False)
         if verdict.error is not None:
             return _fail(f"{args.image}: {verdict.error}", code=1)
-        categories = list(dict.fromkeys(args.category or top_categories(verdict.scores)))
+        categories = chosen or top_categories(verdict.scores)
         files = _files(args.out, categories)
         _refuse_existing(files, args)
         maps = heatmaps(engine, views[verdict.view], categories, args.max_pixels)

@@ -95,7 +95,7 @@ def heatmap_or_reason(verdict):
         return None
     try:
         return verdict.heatmap()
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except (ValueError, RuntimeError, FloatingPointError, OSError, MemoryError) as error:
         return str(error) or type(error).__name__
 
 

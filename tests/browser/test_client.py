@@ -1,0 +1,55 @@
+"""What a program gets from the demo, and what it must not get."""
+
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return Client(address, verbose=False)
+
+
+@pytest.fixture
+def picture(tmp_path, weapon):
+    path = tmp_path / "weapon.png"
+    path.write_bytes(weapon)
+    return path
+
+
+def uploads():
+    return [path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*.png")]
+
+
+def test_a_program_gets_verdict_and_answer(client, picture):
+    result = client.predict(handle_file(picture), "What is this?", False, api_name="/judge")
+    assert (result["image"], result["label"], result["error"]) == ("weapon.png", "weapon_related_violence", None)
+    assert result["answer"] and result["note"] is None
+    assert not uploads()
+
+
+def test_a_program_may_stop_the_answer_of_a_flagged_picture(client, picture):
+    result = client.predict(handle_file(picture), "What is this?", True, api_name="/judge")
+    assert result["answer"] is None and "flagged" in result["note"] and result["unsafe"] > 0.5
+
+
+def test_a_program_that_sends_no_picture_learns_that_nothing_was_judged(client):
+    result = client.predict(None, "Who are you?", False, api_name="/judge")
+    assert result["label"] is None and "nothing was judged" in result["error"]
+    assert "Nothing was judged" in result["note"]
+
+
+def test_judge_is_the_only_endpoint(client):
+    assert [*client.view_api(return_format="dict")["named_endpoints"]] == ["/judge"]
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "https://example.com/a.png"])
+def test_no_path_and_no_url_stands_for_an_upload(address, path):
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
+    call = f"{address}gradio_api/call/judge"
+    event = httpx.post(call, json={"data": [file, "", False]}).json()["event_id"]
+    told = httpx.get(f"{call}/{event}", timeout=30).text
+    assert "event: error" in told and "event: complete" not in told

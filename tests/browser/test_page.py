@@ -1,0 +1,183 @@
+"""What visitors see in a real browser. Times are those of the page itself, in milliseconds."""
+
+import io
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect
+
+
+expect.set_options(timeout=6_000)
+
+
+RECORD = """() => {
+  window.seen = {};
+  const look = () => {
+    const note = (name, found) => { if (found && !(name in window.seen)) window.seen[name] = performance.now(); };
+    note("verdict", document.querySelector("#verdicts .decision"));
+    note("answer", document.querySelector("#conversation .answer"));
+    const answer = document.querySelector("#conversation .answer");
+    if (answer) (window.seen.answers ??= []).push(answer.textContent);
+  };
+  new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+
+def ask(page, question):
+    page.get_by_label("Ask about the picture").fill(question)
+    page.get_by_role("button", name="Ask").click()
+
+
+def map_of(page):
+    return page.locator("#heatmap img").get_attribute("src")
+
+
+def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open_page, send, weapon):
+    page = open_page()
+    page.evaluate(RECORD)
+    page.get_by_label("Ask about the picture").fill("What is this?")
+    send(page, ("weapon.png", weapon))
+    page.get_by_role("button", name="Ask").click()  # no verdict was waited for
+    expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
+    expect(page.locator("#verdicts")).to_contain_text("weapon-related")
+    seen = page.evaluate("window.seen")
+    print(f"verdict after {seen['verdict']:.0f} ms, first word after {seen['answer']:.0f} ms")
+    assert seen["verdict"] < seen["answer"]
+    assert len({*seen["answers"]}) > 1  # it grew
+
+
+def test_the_map_changes_with_category_and_opacity(open_page, send, weapon):
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#heatmap figcaption")).to_contain_text("weapon-related")
+    first = map_of(page)
+    page.get_by_role("combobox", name="Category").click()
+    page.get_by_role("option", name=re.compile("suicide", re.I)).click()
+    expect(page.locator("#heatmap figcaption")).to_contain_text(re.compile("suicide", re.I))
+    second = map_of(page)
+    page.get_by_role("slider", name=re.compile("Opacity")).focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("before => document.querySelector('#heatmap img').src !== before", arg=second)
+    assert len({first, second, map_of(page)}) == 3
+
+
+def test_a_flagged_picture_is_blurred_until_it_is_asked_for(open_page, send, weapon):
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#heatmap figcaption")).to_contain_text("blurred until you ask")
+    expect(page.locator("#verdicts .pictures img")).to_be_hidden()
+    page.locator("#verdicts summary").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#verdicts .pictures img")).to_be_visible()
+    page.get_by_label("Show flagged pictures as they are").check()
+    expect(page.locator("#heatmap figcaption")).not_to_contain_text("blurred")
+
+
+def test_a_flagged_picture_stops_the_answer_if_a_visitor_wants_it_so(open_page, send, weapon, harmless):
+    page = open_page()
+    page.get_by_label("No answer about flagged pictures").check()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#verdicts .decision")).to_be_visible()
+    ask(page, "What is this?")
+    expect(page.locator("#conversation .note")).to_contain_text("There is no answer: a picture is flagged")
+    expect(page.locator("#conversation .answer")).to_have_count(0)
+    page.get_by_role("button", name="Start over").click()
+    expect(page.locator("#conversation")).to_contain_text("Nothing was asked yet")
+    send(page, ("harmless.png", harmless))
+    expect(page.locator("#verdicts .decision")).to_contain_text(re.compile("not flagged|allow"))
+    ask(page, "What is this?")
+    expect(page.locator("#conversation .answer")).to_be_visible()
+
+
+def test_a_conversation_has_turns_and_an_answer_without_a_picture_says_that_nothing_was_judged(open_page):
+    page = open_page()
+    ask(page, "Who are you? <b>`${1+1}`{{2}}<img src=x>")
+    expect(page.locator("#conversation .note")).to_contain_text("Nothing was judged")
+    expect(page.locator("#conversation .question")).to_contain_text("<b>`${1+1}`{{2}}<img src=x>")
+    expect(page.locator("#conversation [aria-busy=false]")).to_be_visible()
+    ask(page, "And now?")
+    expect(page.locator("#conversation .turn")).to_have_count(2)
+
+
+def test_bad_files_are_refused_with_their_reasons_and_the_good_one_is_judged(open_page, send, weapon):
+    huge = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(huge, "PNG")
+    page = open_page()
+    files = [("cut.png", weapon[:-60]), ("words.png", b"not a picture"), ("huge.png", huge.getvalue())]
+    send(page, *files, ("empty.png", b""), ("good.png", weapon))
+    expect(page.locator("#verdicts .decision")).to_have_count(1)
+    errors = page.locator("#verdicts .error")
+    expect(errors).to_have_count(4)
+    for name in ("cut", "words", "huge", "empty"):
+        expect(errors.filter(has_text=f"{name}.png")).to_have_count(1)
+
+
+def test_an_animation_is_as_unsafe_as_its_least_safe_frame(open_page, send, animation):
+    page = open_page()
+    send(page, ("moving.gif", animation))
+    expect(page.locator("#verdicts")).to_contain_text("least safe of 2 views")
+    expect(page.locator("#verdicts tbody")).to_contain_text(re.compile("weapon", re.I))
+
+
+@pytest.mark.parametrize(
+    "link", ["http://127.0.0.1:1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b.png"]
+)
+def test_a_link_into_the_machine_is_refused(open_page, link):
+    page = open_page()
+    page.get_by_label("Or a link").fill(link)
+    page.get_by_role("button", name="Judge link").click()
+    expect(page.locator("#verdicts .error")).to_contain_text(re.compile("not public|private|is no link", re.I))
+    expect(page.locator("#verdicts .decision")).to_have_count(0)
+
+
+def test_two_visitors_at_once_have_their_own_verdicts(open_page, send, weapon, harmless):
+    first, second = open_page(), open_page()
+    send(first, ("one.png", weapon))
+    send(second, ("two.png", harmless))
+    ask(first, "What is this?")
+    ask(second, "What is that?")
+    for page, own, other in ((first, "one.png", "two.png"), (second, "two.png", "one.png")):
+        expect(page.locator("#verdicts .name")).to_have_text(own)
+        expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
+        expect(page.locator("#verdicts")).not_to_contain_text(other)
+    expect(first.locator("#conversation")).not_to_contain_text("What is that?")
+
+
+def test_a_picture_can_be_pasted_photographed_or_taken_from_the_examples(open_page, weapon):
+    page = open_page()
+    page.evaluate(
+        """data => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(data)], "pasted.png", { type: "image/png" }));
+          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+        }""",
+        list(weapon),
+    )
+    expect(page.locator("#verdicts .name")).to_have_text("pasted.png")
+    page.get_by_role("button", name="cruelty").click()
+    expect(page.locator("#verdicts .name")).to_have_text("cruelty.png")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_axe_finds_no_serious_fault_and_nothing_is_wider_than_the_screen(open_page, send, weapon, theme, width):
+    page = open_page(color_scheme=theme, viewport={"width": width, "height": 900})
+    send(page, ("weapon.png", weapon))
+    ask(page, "What is this?")
+    expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
+    expect(page.locator("#heatmap img")).to_be_visible()
+    faults = [fault for fault in Axe().run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
+    assert not faults, [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in faults]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_no_request_leaves_this_computer_and_nothing_is_kept_in_the_browser(open_page, send, weapon, address):
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    ask(page, "What is this?")
+    expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
+    elsewhere = [url for url in page.requested if not url.startswith((address, "data:", "blob:"))]
+    assert not elsewhere
+    assert page.evaluate("indexedDB.databases()") == []
