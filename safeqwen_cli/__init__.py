@@ -13,7 +13,8 @@ from safeqwen_cli.arguments import Parser
 
 __version__ = "0.1.0"  # of the package, too
 
-COMMANDS = (judge, explain, demo, scan, report, train, export, check, calibrate, evaluate, compare)  # as --help lists them
+# As --help lists them.
+COMMANDS = (judge, explain, demo, scan, report, train, export, check, calibrate, evaluate, compare)
 
 
 def build_parser():
