@@ -171,8 +171,17 @@ def _connect_map(judge, visit, shown):
         return page.map_html(verdict, judge.heatmap(visit, verdict, category), opacity, reveal)
 
     choice = [visit, *(shown[name] for name in ("picture", "category", "opacity", "reveal"))]
-    changes = [shown["picture"].input, shown["category"].input, shown["opacity"].release, shown["reveal"].input]
-    gr.on(changes, draw, choice, shown["heatmap"], show_progress="hidden", **ONE_AT_A_TIME, **PRIVATE)
+    changes = [shown["picture"].input, shown["category"].input, shown["opacity"].change, shown["reveal"].input]
+    gr.on(
+        changes,
+        draw,
+        choice,
+        shown["heatmap"],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **ONE_AT_A_TIME,
+        **PRIVATE,
+    )
 
 
 def _connect_conversation(judge, visit, shown):
