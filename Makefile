@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SITE = import sysconfig; print(sysconfig.get_paths()["purelib"])
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-demo lint clean
 
 demo: .venv/ready
 	.venv/bin/python scripts/demo.py
@@ -11,6 +11,12 @@ demo: .venv/ready
 test: .venv/ready-for-tests .venv-4/ready
 	SAFEQWEN_OTHER_PYTHON=.venv-4/bin/python .venv/bin/python -m pytest -n 2 --dist worksteal
 	SAFEQWEN_OTHER_PYTHON=.venv/bin/python .venv-4/bin/python -m pytest -n 2 --dist worksteal
+
+# The page of `safeqwen demo` in Chromium (Debian's package chromium). It lives apart: Gradio holds Pillow below 13, and
+# with transformers 4.57 huggingface_hub below 1.
+test-demo: .venv-demo/ready .venv-demo-4/ready
+	.venv-demo/bin/python -m pytest -o norecursedirs= tests/browser
+	.venv-demo-4/bin/python -m pytest -o norecursedirs= tests/browser
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
@@ -33,5 +39,21 @@ lint: .venv/ready-for-tests
 	.venv-4/bin/python -m pip install --quiet "transformers>=4.57,<4.58" "datasets>=4.7,<5"
 	touch $@
 
+BROWSER_TESTS = "gradio>=6,<7" playwright axe-playwright-python
+
+.venv-demo/ready: .venv/ready-for-tests
+	$(PYTHON) -m venv .venv-demo
+	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-demo/bin/python -c '$(SITE)'); \
+		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
+	.venv-demo/bin/python -m pip install --quiet $(BROWSER_TESTS)
+	touch $@
+
+.venv-demo-4/ready: .venv-4/ready
+	$(PYTHON) -m venv .venv-demo-4
+	base=$$(.venv-4/bin/python -c '$(SITE)'); own=$$(.venv-demo-4/bin/python -c '$(SITE)'); \
+		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
+	.venv-demo-4/bin/python -m pip install --quiet $(BROWSER_TESTS) "transformers>=4.57,<4.58" "huggingface_hub<1"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-4
+	rm -rf .venv .venv-4 .venv-demo .venv-demo-4

@@ -4,7 +4,7 @@ from safeqwen_cli.arguments import add_command, add_model_arguments, natural, po
 
 
 DESCRIPTION = """\
-Show the guard in a browser: drop, paste, photograph or link pictures, see the verdict and where it comes from, and ask.
+Show the guard in a browser: drop, paste, photograph or link pictures, see verdicts and where they come from, and ask.
 
 The page is served by this computer, to this computer alone unless --host or --share says otherwise. Pictures are
 deleted from the disk once they are read. --share opens a public link: what visitors send then travels through the

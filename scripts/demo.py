@@ -14,6 +14,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+BROWSER = '.venv/bin/python -m pip install -e ".[demo]" && .venv/bin/safeqwen demo'
 
 
 def usage_code(readme=ROOT / "README.md"):
@@ -40,6 +41,7 @@ def main(argv=None):
     sys.stdout.flush()
     os.chdir(args.folder)
     exec(compile(usage_code(), "README.md", "exec"), {"__name__": "__main__"})
+    print(f"\nThe same in a browser: {BROWSER}")
     return 0
 
 

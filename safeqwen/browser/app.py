@@ -3,7 +3,7 @@
 import gradio as gr
 
 from safeqwen.browser import page
-from safeqwen.browser.uploads import Photograph, PictureFiles
+from safeqwen.browser.uploads import read_once
 from safeqwen.browser.visit import MAX_PICTURES, MAX_QUESTION, Judge, Visit
 from safeqwen.data.taxonomy import title_of
 from safeqwen.judging.verdict import NO_PICTURE, SAFE
@@ -32,7 +32,7 @@ def build(model, processor, *, is_demo=False, model_name="", is_shared=False, ma
         raise RuntimeError(reason)
     judge = Judge(model, processor, max_new_tokens)
     with gr.Blocks(title="SafeQwen", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        visit = gr.State(Visit, time_to_live=FORGET_AFTER_S)
+        visit = gr.State(Visit(), time_to_live=FORGET_AFTER_S)
         gr.HTML(page.about(is_demo, model_name, is_shared))
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -49,14 +49,14 @@ def build(model, processor, *, is_demo=False, model_name="", is_shared=False, ma
 def _sources():
     """The components that pictures come in by."""
     gr.HTML("<h2>A picture</h2>", elem_classes="heading")
-    files = PictureFiles(
-        label="Drop, paste or choose pictures", file_count="multiple", elem_id="pictures", height=150
+    files = read_once(
+        gr.File(label="Drop, paste or choose pictures", file_count="multiple", elem_id="pictures", height=150)
     )
     with gr.Row():
         link = gr.Textbox(label="Or a link", placeholder="https://", elem_id="link", scale=4, max_lines=1)
         judge_link = gr.Button("Judge link", elem_id="judge-link", scale=1, min_width=110)
     with gr.Accordion("Take a photograph", open=False):
-        photograph = Photograph(sources=["webcam"], show_label=False, elem_id="photograph", buttons=[])
+        photograph = read_once(gr.Image(sources=["webcam"], show_label=False, elem_id="photograph", buttons=[]))
     gr.HTML("<h2>Or an example, drawn for this page</h2>", elem_classes="heading")
     with gr.Row():
         examples = [
@@ -171,8 +171,17 @@ def _connect_map(judge, visit, shown):
         return page.map_html(verdict, judge.heatmap(visit, verdict, category), opacity, reveal)
 
     choice = [visit, *(shown[name] for name in ("picture", "category", "opacity", "reveal"))]
-    changes = [shown["picture"].input, shown["category"].input, shown["opacity"].release, shown["reveal"].input]
-    gr.on(changes, draw, choice, shown["heatmap"], show_progress="hidden", **ONE_AT_A_TIME, **PRIVATE)
+    changes = [shown["picture"].input, shown["category"].input, shown["opacity"].change, shown["reveal"].input]
+    gr.on(
+        changes,
+        draw,
+        choice,
+        shown["heatmap"],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **ONE_AT_A_TIME,
+        **PRIVATE,
+    )
 
 
 def _connect_conversation(judge, visit, shown):
@@ -217,7 +226,7 @@ def _add_endpoint(judge):
         return {**verdict.to_dict(), **answer, "note": answer["note"] or None}
 
     with gr.Column(visible=False):
-        file = PictureFiles(label="file")
+        file = read_once(gr.File(label="file"))
         question = gr.Textbox("", label="question")
         stop = gr.Checkbox(False, label="stop_if_flagged")
         button, result = gr.Button("judge"), gr.JSON(label="verdict")

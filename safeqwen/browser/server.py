@@ -59,24 +59,25 @@ def launch(model, processor, *, host="127.0.0.1", port=None, share=False, block=
         RuntimeError: if the model may not judge: its guard is untrained.
         OSError: if the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="safeqwen-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded, until it is read; gone with the demo at the latest
-        blocks = build(model, processor, is_shared=share, **settings)
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            prevent_thread_lock=True,
-            max_file_size=MAX_BYTES,
-            state_session_capacity=MAX_VISITORS,
-            app_kwargs={"middleware": [Middleware(OnlyThisHost)]},
-            theme=gr.themes.Base(**SYSTEM_FONTS),
-            css=page.styles(),
-            js=page.SCRIPT,
-            footer_links=["api"],
-            ssr_mode=False,
-            show_error=True,
-        )
-        if block:
-            blocks.block_thread()
+    folder = tempfile.TemporaryDirectory(prefix="safeqwen-demo-", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = folder.name  # what is uploaded, until it is read
+    blocks = build(model, processor, is_shared=share, **settings)
+    blocks.uploads = folder  # which is deleted with it, at the latest when the process ends
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=True,
+        max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_VISITORS,
+        app_kwargs={"middleware": [Middleware(OnlyThisHost)]},
+        theme=gr.themes.Base(**SYSTEM_FONTS),
+        css=page.styles(),
+        js=page.SCRIPT,
+        footer_links=["api"],
+        ssr_mode=False,
+        show_error=True,
+    )
+    if block:
+        blocks.block_thread()
     return blocks

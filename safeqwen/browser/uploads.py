@@ -6,39 +6,34 @@ import gradio
 from gradio_client.utils import is_http_url_like
 
 
-class _ReadOnce:
+def read_once(field):
     """
-    Gives handlers `(bytes, name)` in place of a path on the server.
+    Returns the field (`gradio.File` or `gradio.Image`), whose handlers now get a list of `(bytes, name)`, or `None`.
 
     Gradio writes what a browser sends into its temporary folder, and hands on only paths of that folder. A path that
     is a URL would make Gradio download it, past the rules of `safeqwen.read_image`: it is refused.
     """
+    # On the object: beside the file of a subclass Gradio would write a .pyi, into the installed package.
+    take = field.async_move_resource_to_block_cache
 
-    is_template = True  # the page shows it as Gradio's own component
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path):
-        if url_or_file_path is not None and is_http_url_like(str(url_or_file_path)):
+    async def take_upload(path):
+        if path is not None and is_http_url_like(str(path)):
             raise gradio.Error("expected an uploaded picture, got a link: links go into the field for links")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await take(path)
 
-    def preprocess(self, payload):
-        if payload is None:
-            return None
-        files = payload.root if hasattr(payload, "root") else [payload]
-        return [_read_and_delete(file) for file in files]
+    field.async_move_resource_to_block_cache = take_upload
+    field.preprocess = _read_and_delete
+    return field
 
 
-class PictureFiles(_ReadOnce, gradio.File):
-    """A field for picture files; its handlers get a list of `(bytes, name)`, or `None`."""
-
-
-class Photograph(_ReadOnce, gradio.Image):
-    """A camera; its handlers get a list of one `(bytes, name)`, or `None`."""
-
-
-def _read_and_delete(file):
-    path = Path(file.path)
-    try:
-        return path.read_bytes(), file.orig_name or path.name
-    finally:
-        path.unlink(missing_ok=True)
+def _read_and_delete(payload):
+    if payload is None:
+        return None
+    files, read = getattr(payload, "root", [payload]), []
+    for file in files:
+        path = Path(file.path)
+        try:
+            read.append((path.read_bytes(), file.orig_name or path.name))
+        finally:
+            path.unlink(missing_ok=True)
+    return read

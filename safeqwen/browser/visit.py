@@ -1,9 +1,8 @@
-"""What one visitor has: pictures with their verdicts, heat maps, a conversation. The model is used by one at a time."""
+"""What a visitor has: pictures with their verdicts, heat maps, a conversation. The model is used by one at a time."""
 
 import contextlib
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
 
 from safeqwen.browser.conversation import Turn, stream_answer
 from safeqwen.judging.pipeline import SafetyPipeline
@@ -20,22 +19,19 @@ LINK_TIMEOUT_S = 10.0
 STOPPED = "There is no answer: a picture is flagged, and \u201cNo answer about flagged pictures\u201d is on."
 
 
-@dataclass(eq=False)
 class Visit:
     """
     One visitor's state; nobody else sees it.
 
-    Args:
+    Attributes:
         verdicts (`list[Verdict]`): on the pictures at hand, in their order.
         num_asked (`int`): how many of them, from the first, a question was asked about.
         turns (`list[Turn]`): of the conversation.
         maps (`OrderedDict`): (verdict, category) -> [`Heatmap`], or why there is none (`str`).
     """
 
-    verdicts: list = field(default_factory=list)
-    num_asked: int = 0
-    turns: list = field(default_factory=list)
-    maps: OrderedDict = field(default_factory=OrderedDict)
+    def __init__(self):  # no dataclass, which Gradio would take apart
+        self.verdicts, self.num_asked, self.turns, self.maps = [], 0, [], OrderedDict()
 
     def make_room(self):
         """Drops the pictures that nothing was asked about: new ones take their place."""
@@ -80,7 +76,7 @@ class Judge:
 
     def refused(self, name, reason):
         """Returns the [`Verdict`] (with an `error`) on what cannot be judged."""
-        return Verdict(self.categories, error=reason, name=name)
+        return Verdict(categories=self.categories, error=reason, name=name)
 
     def heatmap(self, visit, verdict, category):
         """Returns the [`Heatmap`] of a category, computed once a visitor and picture, or why there is none (`str`)."""

@@ -7,7 +7,8 @@ that nobody knows, in batches, while the next ones are read. All that is decided
 thread, in the order of the places: of several copies the first is judged, and the others wait for it.
 
 Verdicts are written to the ledger a window of the engine's at a time. A scan that goes on forms the same batches as
-one that was never stopped, where memory did not cut a window short: its probabilities are the same bits on one machine.
+one that was never stopped, where memory did not cut a window short: its probabilities are the same bits on one
+machine.
 """
 
 import datetime

@@ -25,19 +25,19 @@ def uploads():
 
 
 def test_a_program_gets_verdict_and_answer(client, picture):
-    result = client.predict([handle_file(picture)], "What is this?", False, api_name="/judge")
+    result = client.predict(handle_file(picture), "What is this?", False, api_name="/judge")
     assert (result["image"], result["label"], result["error"]) == ("weapon.png", "weapon_related_violence", None)
     assert result["answer"] and result["note"] is None
     assert not uploads()
 
 
 def test_a_program_may_stop_the_answer_of_a_flagged_picture(client, picture):
-    result = client.predict([handle_file(picture)], "What is this?", True, api_name="/judge")
+    result = client.predict(handle_file(picture), "What is this?", True, api_name="/judge")
     assert result["answer"] is None and "flagged" in result["note"] and result["unsafe"] > 0.5
 
 
 def test_a_program_that_sends_no_picture_learns_that_nothing_was_judged(client):
-    result = client.predict([], "Who are you?", False, api_name="/judge")
+    result = client.predict(None, "Who are you?", False, api_name="/judge")
     assert result["label"] is None and "nothing was judged" in result["error"]
     assert "Nothing was judged" in result["note"]
 
@@ -50,6 +50,6 @@ def test_judge_is_the_only_endpoint(client):
 def test_no_path_and_no_url_stands_for_an_upload(address, path):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
     call = f"{address}gradio_api/call/judge"
-    event = httpx.post(call, json={"data": [[file], "", False]}).json()["event_id"]
+    event = httpx.post(call, json={"data": [file, "", False]}).json()["event_id"]
     told = httpx.get(f"{call}/{event}", timeout=30).text
     assert "event: error" in told and "event: complete" not in told

@@ -9,6 +9,9 @@ from PIL import Image
 from playwright.sync_api import expect
 
 
+expect.set_options(timeout=6_000)
+
+
 RECORD = """() => {
   window.seen = {};
   const look = () => {
@@ -38,7 +41,7 @@ def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open
     send(page, ("weapon.png", weapon))
     page.get_by_role("button", name="Ask").click()  # no verdict was waited for
     expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
-    expect(page.locator("#verdicts")).to_contain_text("Weapon")
+    expect(page.locator("#verdicts")).to_contain_text("weapon-related")
     seen = page.evaluate("window.seen")
     print(f"verdict after {seen['verdict']:.0f} ms, first word after {seen['answer']:.0f} ms")
     assert seen["verdict"] < seen["answer"]
@@ -48,9 +51,9 @@ def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open
 def test_the_map_changes_with_category_and_opacity(open_page, send, weapon):
     page = open_page()
     send(page, ("weapon.png", weapon))
-    expect(page.locator("#heatmap figcaption")).to_contain_text("Weapon")
+    expect(page.locator("#heatmap figcaption")).to_contain_text("weapon-related")
     first = map_of(page)
-    page.get_by_role("listbox", name="Category").click()
+    page.get_by_role("combobox", name="Category").click()
     page.get_by_role("option", name=re.compile("suicide", re.I)).click()
     expect(page.locator("#heatmap figcaption")).to_contain_text(re.compile("suicide", re.I))
     second = map_of(page)
@@ -115,10 +118,12 @@ def test_an_animation_is_as_unsafe_as_its_least_safe_frame(open_page, send, anim
     page = open_page()
     send(page, ("moving.gif", animation))
     expect(page.locator("#verdicts")).to_contain_text("least safe of 2 views")
-    expect(page.locator("#verdicts tbody")).to_contain_text("Weapon")
+    expect(page.locator("#verdicts tbody")).to_contain_text(re.compile("weapon", re.I))
 
 
-@pytest.mark.parametrize("link", ["http://127.0.0.1:1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b.png"])
+@pytest.mark.parametrize(
+    "link", ["http://127.0.0.1:1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b.png"]
+)
 def test_a_link_into_the_machine_is_refused(open_page, link):
     page = open_page()
     page.get_by_label("Or a link").fill(link)

@@ -1,0 +1,7 @@
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scanning import engine  # noqa: E402, F401
