@@ -10,7 +10,8 @@ map of the harmful one's category by each method:
 - ms: of the map, verdict included, on this machine.
 
 All methods see the same canvases, and those count on which the verdict itself is wrong; "right" figures are of the
-others. `--model PATH` measures other weights, `--num N` so many canvases.
+others. `--model PATH` measures other weights, `--num N` so many canvases. `--sheet PNG` draws some of the canvases,
+and below each what was chosen makes of it, in place of measuring.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 
 import safeqwen
 from safeqwen.judging.engine import Engine
@@ -39,9 +41,13 @@ def main(argv=None):
     parser.add_argument("--num", type=int, default=200, metavar="N", help="canvases a size (default: %(default)s)")
     parser.add_argument("--model", metavar="PATH", help="(default: the demo checkpoint)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", choices=[*METHODS], help="these alone")
+    parser.add_argument("--sheet", metavar="PNG", help="draw this instead")
     args = parser.parse_args(argv)
     # Eager attention hands out its weights, which attention rollout needs.
     engine = Engine(*safeqwen.load(args.model, device="cpu", attn_implementation="eager"))
+    if args.sheet:
+        draw_sheet(engine, args.sheet)
+        return 0
     for side in SIDES:
         measure(engine, side, args.num, args.only or [*METHODS])
     return 0
@@ -82,6 +88,18 @@ def measure(engine, side, num, methods):
         percents = [found[:, 0].mean(), found[:, 1].mean(), of_right[:, 0].mean(), of_right[:, 1].mean()]
         cells = ["-" if np.isnan(value) else f"{value:.1%}" for value in percents]
         print(f"| {name} | {' | '.join(cells)} | {found[:, 2].mean():.3f} | {1000 * np.median(found[:, 3]):.0f} |")
+
+
+def draw_sheet(engine, file, num=4, side=224, gap=8):
+    """Draws the first canvases, whatever the maps look like, and the map of each one's harm below it."""
+    sheet = Image.new("RGB", (num * (side + gap) - gap, 2 * side + gap), "white")
+    for number in range(num):
+        picture, _, category = quarters(FIRST_SEED + number, side)
+        (heatmap,) = heatmaps(engine, picture, [category], side * side)
+        for row, shown in enumerate((picture, heatmap.overlay(0.7))):
+            sheet.paste(shown, (number * (side + gap), row * (side + gap)))
+        print(f"{category}: {heatmap.probability:.1%}")
+    sheet.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def masked(inputs, tokens):
