@@ -2,9 +2,9 @@
 
     python -m tools.demo.build_demo [--out safeqwen/demo]
 
-What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, alone and
-in the scenes of `scenes.py`, gives a verdict on them and answers about them. It knows drawings, not photographs, and is
-not for moderation.
+What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, alone
+and in the scenes of `scenes.py`, gives a verdict on them and answers about them. It knows drawings, not photographs,
+and is not for moderation.
 
 The decisions, with their numbers:
 
@@ -19,14 +19,15 @@ The decisions, with their numbers:
 - First the vision tower learns to see: to tell the 75 subjects apart, as the categories of a guard that stands right
   behind it, in a model without layers of text (configs/vision.yaml). Names of subjects teach faster than names of
   categories. Then it stays as it is, while the text tower and the guard learn to answer and to judge
-  (configs/text.yaml). All that at 112 x 112 pixels, or 16 tokens, one drawing a picture. A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
+  (configs/text.yaml). A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
   answers, against 97.3 % and 94.2 % with fewer pictures. Then all three learn together at a third of the rates
   (configs/joint.yaml): 96.5 % of verdicts in the unseen style, where without that there were 95.2 %, and 95.0 %
-  with as many more drawings at half the rates and the vision tower as it was.
+  with as many more drawings at half the rates and the vision tower as it was. All this is at 112 x 112 pixels, that
+  is 16 tokens, and one drawing a picture; it is what these figures are of.
 - From there it learns scenes, in two more stages. The vision tower, again by itself and by subjects, sees drawings of
   all sizes and places, and scenes labelled by their harmful drawing (configs/scales.yaml); then all three learn on
   single drawings, scenes and pairs (configs/scenes.yaml). What started with all three, pictures of up to 224 x 224
-  pixels and categories for labels got 55 % of verdicts right from step 25 to 125 and did not move.
+  pixels and categories for labels got 54 to 60 % of verdicts right from step 1 to 125 and did not move.
 - A scene's answer names its harm, or its largest thing "and more"; without a largest thing a row has no answer.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
