@@ -16,7 +16,7 @@ def test_the_settings_exist_and_agree_with_one_another(tmp_path, monkeypatch, na
     assert f"safeqwen train {file.relative_to(ROOT)} --output_dir" in file.read_text()
 
 
-STAGES = [("vision", 0.03), ("text", 0.03), ("joint", 0.01), ("scales", 0.02), ("scenes", 0.015)]
+STAGES = [("vision", 0.03), ("text", 0.03), ("joint", 0.01), ("scales", 0.02), ("scenes", 0.008)]
 
 
 @pytest.mark.parametrize(("stage", "rate"), STAGES)

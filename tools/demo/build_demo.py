@@ -81,9 +81,9 @@ NUM_JOINT_PAIRS = 2_500
 NUM_SCALES_DRAWINGS = 16_000
 NUM_SCALES_ALONE = 6_000  # one drawing somewhere on a picture
 NUM_SCALES_SCENES = 20_000
-NUM_SCENES_DRAWINGS = 18_000
-NUM_SCENES = 30_000
-NUM_SCENES_PAIRS = 2_500
+NUM_SCENES_DRAWINGS = 11_000
+NUM_SCENES = 20_000
+NUM_SCENES_PAIRS = 1_500
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
 IMAGE_SIDE = 112  # pixels, in the first three stages; 16 tokens
@@ -258,10 +258,10 @@ def draw_scales(work, first_seed):
     write_dataset(work / "scales", HOLISAFE, prompts, sides=SCENE_SIDES)
     label_by_subjects(work / "scales", [subject(*drawing) for *_, [drawing] in prompts])
     first_seed += NUM_SCALES_DRAWINGS
-    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1)
+    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1, least_seen=56)
     label_by_subjects(work / "scales_alone", [drawn for _, drawn in rows])
     first_seed += NUM_SCALES_ALONE
-    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0)
+    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0, least_seen=56)
     label_by_subjects(work / "scales_scenes", [drawn for _, drawn in rows])
     return first_seed + NUM_SCALES_SCENES
 
