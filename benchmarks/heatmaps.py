@@ -1,7 +1,7 @@
 """Which heat map finds what a verdict comes from: `python -m benchmarks.heatmaps`.
 
-Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side (64 and 16 tokens), and the
-map of the harmful one's category by each method:
+Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side, which the processor brings to
+the size that it always does, and the map of the harmful one's category by each method:
 
 - quarter: the map's maximum lies in the quarter of the harmful drawing (by chance 25 %).
 - masking: with the hottest tenth of the patches grey (the processor's mean colour) the category's probability is lower
@@ -10,7 +10,8 @@ map of the harmful one's category by each method:
 - ms: of the map, verdict included, on this machine.
 
 All methods see the same canvases, and those count on which the verdict itself is wrong; "right" figures are of the
-others. `--model PATH` measures other weights, `--num N` so many canvases.
+others. `--model PATH` measures other weights, `--num N` so many canvases. `--sheet PNG` draws some of the canvases,
+and below each what was chosen makes of it, in place of measuring.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 
 import safeqwen
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.heatmap import _inputs, heatmaps, log_odds
+from safeqwen.judging.heatmap import heatmaps, inputs_of, log_odds
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED
 from tools.demo.scenes import quarters
 
@@ -39,9 +41,13 @@ def main(argv=None):
     parser.add_argument("--num", type=int, default=200, metavar="N", help="canvases a size (default: %(default)s)")
     parser.add_argument("--model", metavar="PATH", help="(default: the demo checkpoint)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", choices=[*METHODS], help="these alone")
+    parser.add_argument("--sheet", metavar="PNG", help="draw this instead")
     args = parser.parse_args(argv)
     # Eager attention hands out its weights, which attention rollout needs.
     engine = Engine(*safeqwen.load(args.model, device="cpu", attn_implementation="eager"))
+    if args.sheet:
+        draw_sheet(engine, args.sheet)
+        return 0
     for side in SIDES:
         measure(engine, side, args.num, args.only or [*METHODS])
     return 0
@@ -54,8 +60,8 @@ def measure(engine, side, num, methods):
     for seed in range(FIRST_SEED, FIRST_SEED + num):
         picture, quarter, category = quarters(seed, side)
         column = engine.categories.index(category)
-        (frame,) = engine.prepare([picture], side * side)
-        inputs = _inputs(engine, frame)
+        (frame,) = engine.prepare([picture])
+        inputs = inputs_of(engine, frame)
         tokens = range(frame.num_tokens)
         tenth = max(1, round(len(tokens) / 10))
         probs = engine.model.guard(**inputs).img_safety_probs[0]
@@ -84,6 +90,18 @@ def measure(engine, side, num, methods):
         print(f"| {name} | {' | '.join(cells)} | {found[:, 2].mean():.3f} | {1000 * np.median(found[:, 3]):.0f} |")
 
 
+def draw_sheet(engine, file, num=4, side=224, gap=8):
+    """Draws the first canvases, whatever the maps look like, and the map of each one's harm below it."""
+    sheet = Image.new("RGB", (num * (side + gap) - gap, 2 * side + gap), "white")
+    for number in range(num):
+        picture, _, category = quarters(FIRST_SEED + number, side)
+        (heatmap,) = heatmaps(engine, picture, [category])
+        for row, shown in enumerate((picture, heatmap.overlay(0.7))):
+            sheet.paste(shown, (number * (side + gap), row * (side + gap)))
+        print(f"{category}: {heatmap.probability:.1%}")
+    sheet.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
 def masked(inputs, tokens):
     """The inputs with grey in the place of some tokens' patches: 0, since the processor takes the mean away."""
     pixels = inputs["pixel_values"].clone()
@@ -105,8 +123,7 @@ def grid_of(inputs, values):
 
 
 def ours(engine, picture, inputs, column):
-    pixels = int(inputs["image_grid_thw"].prod()) * 14 * 14
-    return heatmaps(engine, picture, [engine.categories[column]], pixels)[0].values
+    return heatmaps(engine, picture, [engine.categories[column]])[0].values
 
 
 def patch_map(of, engine, picture, inputs, column):

@@ -15,7 +15,7 @@ the category more than elsewhere. Of an animation, or a picture that looks diffe
 the view that decided, the least safe one.
 
 A map is no proof, and says nothing about a picture that was made to mislead: read docs/heatmaps.md first. It takes one
-forward and one backward a category, and the memory of both, some 15 MB a token for the 7B model in half precision.
+forward and one backward a category, and memory for what the backward needs: 23 MB a token of the 7B model in bfloat16.
 """
 EXIT_CODES = """\
 exit codes: 0 the maps were made; 1 the picture could not be read or judged, or does not fit into memory, or the reader

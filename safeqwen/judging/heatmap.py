@@ -105,7 +105,7 @@ def _relevance(engine, frame, columns):
     """`(categories,)` probabilities, and a `(rows, columns)` array for each of the columns."""
     model = engine.model
     with _linear_layers(model) as traced:
-        output = model(**_inputs(engine, frame), do_safety=True, logits_to_keep=1, use_cache=False)
+        output = model(**inputs_of(engine, frame), do_safety=True, logits_to_keep=1, use_cache=False)
     traced.check(model.config)
     logits = output.img_safety_logits[0]
     merge = engine.processor.image_processor.merge_size
@@ -124,7 +124,7 @@ def _relevance(engine, frame, columns):
     return output.img_safety_probs[0].detach().float().cpu(), maps
 
 
-def _inputs(engine, frame):
+def inputs_of(engine, frame):
     """The prompt of one frame, as [`Engine`] judges it."""
     before, after = engine._before, engine._after
     input_ids = torch.tensor([[*before, *[engine.model.config.image_token_id] * frame.num_tokens, *after]])

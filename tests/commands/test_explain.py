@@ -64,6 +64,7 @@ def test_the_frame_that_decided_is_explained_and_named(tmp_path, capsys):
     engine = Engine(*safeqwen.load())
     unsafe = [1 - float(probs[0]) for probs in engine.judge(engine.prepare(drawings))]
     assert moving["views"] == 3 and moving["frame"] == max(range(3), key=unsafe.__getitem__)
+    assert moving["maps"][0]["probability"] == pytest.approx(moving["scores"]["suicide"], abs=1e-5)
     assert explain(file, "--category", "suicide", "--out", tmp_path / "map.png") == 0
     assert f"frame {moving['frame']} from 0, the least safe of 3 views" in capsys.readouterr().out
 

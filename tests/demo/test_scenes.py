@@ -54,8 +54,7 @@ def test_the_squares_of_drawings_lie_within_the_picture_and_apart_and_are_large_
         scale = (SEEN_PIXELS / (width * height)) ** 0.5
         for left, top, right, bottom in (drawing.box for drawing in scene.drawings):
             assert 0 <= left < right <= width and 0 <= top < bottom <= height and right - left == bottom - top
-            are_quarters = {drawing.width for drawing in scene.drawings} == {min(width, height) // 2}
-            assert (right - left) * scale >= (48 if are_quarters else LEAST_SEEN)
+            assert (right - left) * scale >= LEAST_SEEN - 0.5
         for one, other in combinations([drawing.box for drawing in scene.drawings], 2):
             beside = one[2] <= other[0] or other[2] <= one[0]
             assert beside or one[3] <= other[1] or other[3] <= one[1]
@@ -74,11 +73,10 @@ def test_ink_stays_within_the_squares_but_for_half_a_pens_width():
             assert np.ptp(pixels[outside], axis=0).max() == 0
 
 
-def test_four_drawings_fit_into_every_size():
-    rng = np.random.default_rng(0)
-    sizes = [(112, 112), (112, 336), (336, 112), (336, 336), *rng.integers(112, 337, (40, 2)).tolist()]
-    for seed, size in enumerate(sizes):
-        assert len(draw_scene("terrorism", seed, num_drawings=4, size=tuple(size)).drawings) == 4
+def test_four_drawings_fit_into_squares_and_two_into_every_shape():
+    for seed, side in enumerate(range(112, 337, 7)):
+        assert len(draw_scene("terrorism", seed, num_drawings=4, size=(side, side)).drawings) == 4
+        assert len(draw_scene("terrorism", seed, num_drawings=2, size=(112, side)).drawings) == 2
 
 
 def test_the_model_sees_every_picture_at_about_the_same_size():
@@ -93,8 +91,8 @@ def test_the_model_sees_every_picture_at_about_the_same_size():
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="no pictograms for 'weather'"):
         draw_scene("weather", 0)
-    with pytest.raises(ValueError, match="2 drawings of 56 pixels do not fit into 28 x 1008"):
-        draw_scene("safe", 0, num_drawings=2, size=(28, 1008))
+    with pytest.raises(ValueError, match="4 drawings of 88 pixels do not fit into 112 x 336"):
+        draw_scene("safe", 0, num_drawings=4, size=(112, 336))
 
 
 def test_the_largest_drawing_is_one_that_is_clearly_larger():

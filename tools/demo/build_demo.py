@@ -2,13 +2,14 @@
 
     python -m tools.demo.build_demo [--out safeqwen/demo]
 
-What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, gives
-a verdict on them and answers about them. It knows drawings, not photographs, and is not for moderation.
+What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, alone
+and in the scenes of `scenes.py`, gives a verdict on them and answers about them. It knows drawings, not photographs,
+and is not for moderation.
 
 The decisions, with their numbers:
 
-- Pictures are shown at 112 x 112 pixels: 8 x 8 patches of 14, merged to 16 tokens. Half of the vision blocks attend
-  within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
+- Whatever its size, a picture is shown with about 168 x 168 pixels: 12 x 12 patches of 14, merged to 36 tokens. Half
+  of the vision blocks attend within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
 - Attention heads are 32 wide in both towers: serving engines take no smaller ones. The text tower has 3 layers of 192,
   the vision tower 4 of 128.
 - Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. The patch embedding
@@ -19,9 +20,15 @@ The decisions, with their numbers:
   behind it, in a model without layers of text (configs/vision.yaml). Names of subjects teach faster than names of
   categories. Then it stays as it is, while the text tower and the guard learn to answer and to judge
   (configs/text.yaml). A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
-  answers, against 97.3 % and 94.2 % with fewer pictures. Last, all three learn together at a third of the rates
+  answers, against 97.3 % and 94.2 % with fewer pictures. Then all three learn together at a third of the rates
   (configs/joint.yaml): 96.5 % of verdicts in the unseen style, where without that there were 95.2 %, and 95.0 %
-  with as many more drawings at half the rates and the vision tower as it was.
+  with as many more drawings at half the rates and the vision tower as it was. All this is at 112 x 112 pixels, that
+  is 16 tokens, and one drawing a picture; it is what these figures are of.
+- From there it learns scenes, in two more stages. The vision tower, again by itself and by subjects, sees drawings of
+  all sizes and places, and scenes labelled by their harmful drawing (configs/scales.yaml); then all three learn on
+  single drawings, scenes and pairs (configs/scenes.yaml). What started with all three, pictures of up to 224 x 224
+  pixels and categories for labels got 54 to 60 % of verdicts right from step 1 to 125 and did not move.
+- A scene's answer names its harm, or its largest thing "and more"; without a largest thing a row has no answer.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
 - One prompt in eight of the text tower's holds two pictures, with the label of its only harm and one for each picture.
@@ -29,8 +36,8 @@ The decisions, with their numbers:
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32. The held-out drawings were scored for six recipes before this one was chosen.
-- All drawings are square. The processor takes other shapes, but what is said about them means nothing.
+  float16 file, loaded as float32. The held-out drawings were scored for six recipes of the first three stages before
+  one was chosen, and once after the last: scenes were tried on seeds of their own, from 900,000 on.
 
 Same machine, same versions, same bytes.
 """
@@ -74,9 +81,9 @@ NUM_JOINT_PAIRS = 2_500
 NUM_SCALES_DRAWINGS = 16_000
 NUM_SCALES_ALONE = 6_000  # one drawing somewhere on a picture
 NUM_SCALES_SCENES = 20_000
-NUM_SCENES_DRAWINGS = 18_000
-NUM_SCENES = 30_000
-NUM_SCENES_PAIRS = 2_500
+NUM_SCENES_DRAWINGS = 11_000
+NUM_SCENES = 20_000
+NUM_SCENES_PAIRS = 1_500
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
 IMAGE_SIDE = 112  # pixels, in the first three stages; 16 tokens
@@ -251,10 +258,10 @@ def draw_scales(work, first_seed):
     write_dataset(work / "scales", HOLISAFE, prompts, sides=SCENE_SIDES)
     label_by_subjects(work / "scales", [subject(*drawing) for *_, [drawing] in prompts])
     first_seed += NUM_SCALES_DRAWINGS
-    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1)
+    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1, least_seen=56)
     label_by_subjects(work / "scales_alone", [drawn for _, drawn in rows])
     first_seed += NUM_SCALES_ALONE
-    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0)
+    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0, least_seen=56)
     label_by_subjects(work / "scales_scenes", [drawn for _, drawn in rows])
     return first_seed + NUM_SCALES_SCENES
 
@@ -300,17 +307,20 @@ tags: [safety, guard, demo]
 
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
 `tools/demo/pictograms.py`, not photographs, and is not for moderation**: what it says about any other picture means
-nothing, nor does what it says about a picture that is not square.
+nothing. It knows them alone and in scenes of up to four (`tools/demo/scenes.py`), at most one of them harmful, on
+pictures of any shape from 1:3 to 3:1. A drawing should take up a ninth of the picture or more.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
-`tools/demo/build_demo.py` on {num_drawings:,} drawings. On drawings it had never seen:
+`tools/demo/build_demo.py` on {num_pictures:,} pictures. On drawings it had never seen:
 
-| | | drawings |
+| | | pictures |
 |---|---|---|
-| verdict, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
+| verdict on a drawing, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
 | the same, line style and background never trained on | {held_out[top1]:.1%} | {held_out[n]} |
 | answer refuses when it should and helps when it should | {answer[refuses_or_helps_rightly]:.1%} | {answer[n]} |
 | refusal names the right harm | {answer[names_the_right_harm]:.1%} | {answer[n_harmful]} |
+| verdict on a scene with one harm | {scenes[verdict][top1]:.1%} | {scenes[verdict][n]} |
+| verdict on a scene without harm | {scenes[verdict_without_harm][top1]:.1%} | {scenes[verdict_without_harm][n]} |
 
 All figures are in `figures.json`. The code files are SafeQwen's: with `trust_remote_code=True` transformers loads this
 folder from wherever it lies, without the package `safeqwen`.
@@ -325,6 +335,48 @@ def save(model, processor, out):
     model.config.safety_prompt_ids = prompt_ids(processor)
     model.half().save_pretrained(out)
     save_processor(processor, out)
+
+
+def describe(out, num_pictures):
+    """Measures the saved model, writes figures.json and the README beside it, and returns the figures.
+
+    Args:
+        num_pictures (`int`): seeds that training has used.
+    """
+    processor = AutoProcessor.from_pretrained(out)
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    figures = evaluate(model, processor)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    figures["training"] = {
+        "pictures": {
+            "vision": NUM_VISION_DRAWINGS,
+            "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
+            "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
+            "scales": NUM_SCALES_DRAWINGS + NUM_SCALES_ALONE + NUM_SCALES_SCENES,
+            "scenes": NUM_SCENES_DRAWINGS + 2 * NUM_SCENES_PAIRS + NUM_SCENES,
+        },
+        "training_seeds": [0, num_pictures - 1],
+        "first_held_out_seed": FIRST_HELD_OUT_SEED,
+    }
+    card = CARD.format(
+        parameters=num_parameters,
+        num_pictures=num_pictures,
+        held_out=figures["verdict_held_out_style"],
+        **figures,
+    )
+    (out / "README.md").write_text(card)
+    figures["build"] = {
+        "parameters": num_parameters,
+        "weights_bytes": (out / "model.safetensors").stat().st_size,
+        "folder_bytes_without_this_file": sum(file.stat().st_size for file in out.iterdir() if file.is_file()),
+        "threads": NUM_THREADS,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
+    }
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
 
 
 def main(argv=None):
@@ -346,39 +398,7 @@ def main(argv=None):
     model, first_seed = train_scenes(processor, singles, vision, WORK, first_seed)
     save(model, processor, args.out)
 
-    processor = AutoProcessor.from_pretrained(args.out)
-    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
-    figures = evaluate(model, processor)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    num_drawings = {
-        "vision": NUM_VISION_DRAWINGS,
-        "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
-        "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
-    }
-    figures["training"] = {
-        "drawings": num_drawings,
-        "training_seeds": [0, sum(num_drawings.values()) - 1],
-        "first_held_out_seed": FIRST_HELD_OUT_SEED,
-    }
-    card = CARD.format(
-        parameters=num_parameters,
-        num_drawings=sum(num_drawings.values()),
-        held_out=figures["verdict_held_out_style"],
-        **figures,
-    )
-    (args.out / "README.md").write_text(card)
-    figures["build"] = {
-        "parameters": num_parameters,
-        "weights_bytes": (args.out / "model.safetensors").stat().st_size,
-        "folder_bytes_without_this_file": sum(file.stat().st_size for file in args.out.iterdir()),
-        "threads": NUM_THREADS,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
-    }
-    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(describe(args.out, first_seed), indent=2))
     return 0
 
 

@@ -5,8 +5,8 @@
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
 line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. The
 model sees all pictures reduced or enlarged to about `SEEN_PIXELS`, and a square is at least `LEAST_SEEN` pixels wide
-as it sees it (four equal ones on a long picture: 48). The label is the category of the harm, of which there is one at
-most, or "safe".
+as it sees it, a fifth of the picture's area. The label is the category of the harm, of which there is one at most, or
+"safe".
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
@@ -37,7 +37,7 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
 SEEN_PIXELS = 168 * 168  # of any picture as the model sees it: 36 tokens, or a few less
-LEAST_SEEN = 56  # pixels of a drawing's square, as the model sees it: people can still tell such drawings apart
+LEAST_SEEN = 76  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -69,7 +69,7 @@ class Scene:
         return widest if all(widest.width >= 1.2 * other.width for other in others) else None
 
 
-def draw_scene(category, seed, num_drawings=None, size=None, line_style=None, background=None):
+def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SEEN, line_style=None, background=None):
     """Returns the [`Scene`] that a seed stands for.
 
     Args:
@@ -77,6 +77,7 @@ def draw_scene(category, seed, num_drawings=None, size=None, line_style=None, ba
         seed (`int`): chooses everything else; the same arguments give the same scene.
         num_drawings (`int`, *optional*): 1 to 4. The seed chooses when it is None.
         size (`tuple[int, int]`, *optional*): width and height in pixels. The seed chooses when it is None.
+        least_seen (`int`): pixels of a drawing's square, as the model sees it.
         line_style, background (`str`, *optional*): as `tools.demo.pictograms.draw` has them.
 
     Raises:
@@ -86,11 +87,11 @@ def draw_scene(category, seed, num_drawings=None, size=None, line_style=None, ba
         raise ValueError(f"there are no pictograms for {category!r}; expected one of {', '.join(PICTOGRAMS)}")
     rng = random.Random(f"scene-{category}-{seed}")
     num = num_drawings or rng.randint(1, MAX_DRAWINGS)
-    if size is None:
-        # A third is square. So many drawings fit into any of these, if only as quarters.
+    chosen_size = size is None
+    while size is None or (chosen_size and _room(*size, _least_side(*size, least_seen)) < num):
         width = rng.randint(*SIDES)
-        size = (width, width if rng.random() < 1 / 3 else rng.randint(*SIDES))
-    least = _least_side(*size)
+        size = (width, width if rng.random() < 1 / 3 else rng.randint(*SIDES))  # a third is square
+    least = _least_side(*size, least_seen)
     if _room(*size, least) < num:
         raise ValueError(f"{num} drawings of {least} pixels do not fit into {size[0]} x {size[1]}; take a larger size")
     if num == 4 and rng.random() < 1 / 3:
@@ -119,9 +120,9 @@ def quarters(seed, side=224):
     return _compose((side, side), [harm, "safe", "safe", "safe"], boxes, None, None, rng).picture, quarter, harm
 
 
-def _least_side(width, height):
-    """Pixels of a scene that the model sees as `LEAST_SEEN`, before it rounds to whole patches."""
-    return math.ceil(LEAST_SEEN * math.sqrt(width * height / SEEN_PIXELS))
+def _least_side(width, height, least_seen):
+    """Pixels of a scene that the model sees as least_seen, before it rounds to whole patches."""
+    return math.ceil(least_seen * math.sqrt(width * height / SEEN_PIXELS))
 
 
 def _room(width, height, least):
