@@ -37,7 +37,7 @@ The decisions, with their numbers:
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
   float16 file, loaded as float32. The held-out drawings were scored for six recipes of the first three stages before
-  one was chosen, and once after the last: scenes were tried on seeds of their own, from 900,000 on.
+  one was chosen, and once after the last stage: scenes were tried on seeds of their own, from 900,000 on.
 
 Same machine, same versions, same bytes.
 """
