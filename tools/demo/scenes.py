@@ -5,8 +5,8 @@
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
 line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. A
 square is at least `LEAST_SEEN` pixels wide when the picture is reduced or enlarged to `SEEN_PIXELS`, a fifth of its
-area. The demo checkpoint was not trained on scenes: it knows single drawings in square pictures. The label is the category of the harm, of which there is one at most, or
-"safe".
+area. The label is the category of the harm, of which there is one at most, or "safe". The demo checkpoint was not
+trained on scenes: it knows single drawings in square pictures.
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
