@@ -33,7 +33,7 @@ with a policy the decision on one is not "allow" (whether or not another could n
   frames    (number or null) how many views were judged: the frames of an animation, each twice if it looks
             different on white and on black paper
   decision  (object or null) of the policy, null without one: action, flagged, would_action, reason, fired, severity,
-            scores, unsafe, groups, num_frames, num_frames_fired, num_frames_needed
+            scores, unsafe, score, groups, num_frames, num_frames_fired, num_frames_needed
   answer    (string or null) with --ask; the same for all pictures with --together
   model     (string) as given, or "demo"
   error     (string or null) why there is no verdict; all fields above but image are then null

@@ -67,23 +67,26 @@ def heatmaps(engine, view, categories, max_pixels=None):
 
     Raises:
         ValueError: if there is no such category, or `max_pixels` is less than the pixels of one token.
-        RuntimeError: if the model may not judge, is offloaded, or has other layers than the rules are for.
+        RuntimeError: if the model may not judge, is offloaded, has other layers than the rules are for, or layers
+            that pass no gradients back, as of some quantisations.
         FloatingPointError: if scores or gradients are not finite.
         MemoryError: if what the backward needs does not fit into memory.
     """
     known = engine.model.config.safety_categories
     columns = [known.index(known_category(category, known)) for category in categories]
     refuse_offloaded(engine.model)
+    size = f"{view.width} x {view.height} pixels"
     try:
         with torch.inference_mode(False), torch.enable_grad():
             frame = engine.prepare([view], max_pixels)[0]
+            size = f"{frame.num_tokens} tokens"
             probs, maps = _relevance(engine, frame, columns)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(
-            f"there is not enough memory for the map of a picture of {frame.num_tokens} tokens, whose activations are "
-            "kept for the backward; lower max_pixels"
+            f"there is not enough memory for the map of a picture of {size}, whose activations are kept for the "
+            "backward; lower max_pixels"
         ) from None
     picture = view.convert("RGB")
     return [
@@ -180,6 +183,16 @@ def _linear_layers(model):
         linear = rule(layer, args[0], output)
         return output.detach() + (linear - linear.detach())
 
+    def on_leaf(name, layer, args, output):
+        if threading.get_ident() != thread or not (args and torch.is_tensor(args[0]) and torch.is_tensor(output)):
+            return
+        # Past such a layer only the residual leads back: a map that looks right and leaves out what the layer did.
+        if args[0].requires_grad and not _leads_back(output, args[0]):
+            raise RuntimeError(
+                f"no map: the layer {name} ({type(layer).__name__}) passes no gradients back, as some quantisations "
+                "do not: load the model in bfloat16, or with another quantisation"
+            )
+
     def on_patches(layer, args, output):
         if threading.get_ident() != thread:
             return None
@@ -190,6 +203,8 @@ def _linear_layers(model):
     try:
         for name, layer in model.named_modules():
             last = name.rpartition(".")[2]
+            if not [*layer.children()]:
+                handles.append(layer.register_forward_hook(partial(on_leaf, name)))
             if last == "patch_embed":
                 handles.append(layer.register_forward_hook(on_patches))
             elif rule := RULES.get(last) or (_norm if hasattr(layer, "variance_epsilon") else None):
@@ -200,6 +215,18 @@ def _linear_layers(model):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _leads_back(output, x):
+    """Whether gradients of a layer's output reach its input (`bool`). That they are asked for may be a bias' doing."""
+    nodes = [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            if node is x.grad_fn or getattr(node, "variable", None) is x:
+                return True
+            nodes += [before for before, _ in node.next_functions]
+    return output is x
 
 
 def _norm(layer, x, output):

@@ -103,7 +103,8 @@ class Verdict:
             raise ValueError(f"probs must be of shape (views, {len(self.categories)}), one a category, got {shape}")
         if not ((self.probs >= 0).all() and ((self.probs.sum(dim=-1) - 1).abs() <= SUM_TOLERANCE).all()):
             raise ValueError("probs must be probabilities, finite, that add up to 1 for each view; are they logits?")
-        object.__setattr__(self, "probs", self.probs.detach().float().cpu())
+        # A copy: whoever writes into the model's output later would change the verdict.
+        object.__setattr__(self, "probs", self.probs.detach().to("cpu", torch.float32, copy=True))
         frames = [0] if self.frames is None and shape[0] == 1 else self.frames
         if frames is None or len(frames) != shape[0]:
             raise ValueError(f"frames must give the number of the frame for each of {shape[0]} views, got {frames}")
@@ -189,6 +190,8 @@ class Verdict:
         """The probability (`float`) of a category. Raises a `ValueError` that names the nearest for an unknown one."""
         row = self._row()
         return float(row[self.categories.index(known_category(category, self.categories))])
+
+    __iter__ = None  # else `in`, `list` and `to_pandas` of one verdict would ask for a category 0
 
     @cached_property
     def decision(self):

@@ -159,6 +159,7 @@ def _shown(verdict, heatmap, side, max_bytes):
         return Shown(verdict.name, error=verdict.error)
     thumbnail, flagged = verdict.thumbnail, verdict.flagged
     overlay = None if heatmap is None or isinstance(heatmap, str) else heatmap.overlay()
+    first = overlay if thumbnail is None else thumbnail  # what is veiled if it is flagged
     return Shown(
         name=verdict.name,
         flagged=flagged,
@@ -166,7 +167,7 @@ def _shown(verdict, heatmap, side, max_bytes):
         notes=tuple(_notes(verdict, heatmap)),
         rows=tuple(bar_rows(verdict)),
         caption=caption(verdict),
-        blurred=_embedded(blurred(thumbnail), side, max_bytes) if thumbnail is not None and flagged else None,
+        blurred=_embedded(blurred(first), side, max_bytes) if first is not None and flagged else None,
         picture=thumbnail and _embedded(thumbnail, side, max_bytes),
         overlay=overlay and _embedded(overlay, side, max_bytes),
         overlay_caption=overlay and f"where \u201c{title_of(heatmap.category)}\u201d comes from",

@@ -295,6 +295,32 @@ def test_too_little_memory_says_what_to_do(engine, monkeypatch):
         heatmaps(engine, picture(112, 112), [HARM])
 
 
+def test_too_little_memory_to_prepare_the_picture_says_so_too(engine, monkeypatch):
+    def fails(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(engine, "prepare", fails)
+    with pytest.raises(MemoryError, match="map of a picture of 112 x 56 pixels.*lower max_pixels"):
+        heatmaps(engine, picture(112, 56), [HARM])
+
+
+class PassesNothingBack(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+@pytest.mark.parametrize(
+    "path", ["language_model.layers.0.mlp.down_proj", "visual.blocks.0.mlp.down_proj"], ids=["no bias", "bias"]
+)
+def test_a_layer_that_passes_no_gradients_back_is_refused(state_dict, demo, path):
+    model = build_guarded(state_dict)
+    layer = model.model.get_submodule(path)
+    layer.__class__ = PassesNothingBack  # as a layer with quantised activations
+    assert (layer.bias is None) == path.startswith("language") and layer.weight.requires_grad
+    with pytest.raises(RuntimeError, match=f"layer model.{path} .PassesNothingBack. passes no gradients back"):
+        heatmaps(tiny_engine(model, demo), picture(), [HARM])
+
+
 def test_gradients_that_are_not_finite_are_no_map(engine, monkeypatch):
     monkeypatch.setattr(heatmap, "log_odds", lambda logits, column, categories: (logits * 0)[column].log())
     with pytest.raises(FloatingPointError, match="NaN or infinite"):

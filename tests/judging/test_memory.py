@@ -1,6 +1,8 @@
 """What pictures take: memory that is bounded, or that cannot be had, and threads that read ahead."""
 
+import gc
 import io
+import sys
 import threading
 import weakref
 
@@ -105,3 +107,28 @@ def test_a_scan_can_be_left_while_workers_wait_for_memory(judge):
     assert next(verdicts) == near(judge(PICTURE))
     verdicts.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 2}], ids=["one by one", "in batches"])
+def test_no_decoded_picture_is_alive_while_it_is_judged(judge, monkeypatch, settings):
+    views, alive, large = [], [], draw("safe", SEED, size=448)
+    judge_batch, read_image = judge.engine._judge_batch, safeqwen.read_image
+
+    def read(source, **kwargs):
+        read_now = read_image(source)
+        views.extend(map(weakref.ref, read_now))
+        return read_now
+
+    def judging(frames):
+        alive.append(sum(view() is not None for view in views))
+        return judge_batch(frames)
+
+    monkeypatch.setattr(sys.modules[SafetyPipeline.__module__], "read_image", read)
+    monkeypatch.setattr(judge.engine, "_judge_batch", judging)
+    gc.disable()  # what would wait for it is alive
+    try:
+        for verdict in judge.verdicts((png(large) for _ in range(4)), **settings):
+            assert verdict.error is None
+    finally:
+        gc.enable()
+    assert alive and not any(alive)

@@ -315,3 +315,15 @@ def test_half_precision_and_gradients_stay_outside():
     (verdict,) = Verdict.of(SimpleNamespace(img_safety_probs=probs), model_of())
     assert verdict.probs.dtype == torch.float32 and not verdict.probs.requires_grad
     assert_close(verdict.probs, torch.tensor([[0.25, 0.5, 0.25]]))
+
+
+def test_a_verdict_keeps_its_numbers_when_the_models_output_is_written_over():
+    probs = torch.tensor([[0.1, 0.9]])
+    verdict = Verdict(categories=["safe", "suicide"], probs=probs)
+    probs[:] = torch.tensor([[1.0, 0.0]])
+    assert verdict.label == "suicide" and verdict.unsafe == pytest.approx(0.9)
+
+
+def test_one_verdict_is_no_list_of_verdicts():
+    with pytest.raises(TypeError, match="not iterable"):
+        safeqwen.to_pandas(Verdict(categories=["safe", "suicide"], probs=torch.tensor([[0.1, 0.9]])))

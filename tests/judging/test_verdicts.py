@@ -259,18 +259,19 @@ def test_one_picture_is_not_several(judge):
 
 
 def test_verdicts_of_a_generator_come_as_they_are_asked_for_and_keep_no_decoded_picture(judge, monkeypatch):
-    views, num_read = weakref.WeakSet(), []
+    views, num_read = [], []
 
     def read(source, **kwargs):
         num_read.append(1)
         read_now = read_image(source)
-        views.update(read_now)
+        views.extend(map(weakref.ref, read_now))
         return read_now
 
     monkeypatch.setattr(sys.modules[SafetyPipeline.__module__], "read_image", read)
     verdicts = judge.verdicts(png(HARM) for _ in range(1000))
     kept = [next(verdicts) for _ in range(4)]
-    assert len(num_read) <= 5 and len(kept) == 4 and not views
+    assert len(num_read) <= 5 and [verdict.error for verdict in kept] == [None] * 4
+    assert len(views) == len(num_read) and not any(view() for view in views)
     verdicts.close()
 
 

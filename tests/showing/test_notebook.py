@@ -152,6 +152,13 @@ def test_a_flagged_picture_and_its_map_lie_in_closed_details_and_what_is_seen_fi
     assert "where “weapon-related violence” comes from" in fragment.text
 
 
+def test_a_map_without_a_thumbnail_is_veiled_too():
+    fragment = Fragment(verdict_html(verdict_of(thumbnail=None), heatmap_of()))
+    first, (_, around) = fragment.all("img")
+    assert "summary" in first[1] and "details" in around and "summary" not in around
+    assert max(pixels(first[0]["src"]).size) == 32
+
+
 def test_what_is_flagged_in_shadow_mode_is_veiled_too_and_a_safe_picture_is_not():
     assert Fragment(verdict_html(verdict_of(policy=policy_of(mode="shadow")))).all("details")
     fragment = Fragment(verdict_html(verdict_of([0.97, 0.01, 0.01, 0.01])))
