@@ -1,6 +1,6 @@
 """The arguments of `safeqwen demo`."""
 
-from safeqwen_cli.arguments import add_command, add_model_arguments, natural, positive
+from safeqwen_cli.arguments import add_command, add_model_arguments, positive
 
 
 DESCRIPTION = """\
@@ -23,6 +23,6 @@ def add_parser(commands):
     demo.add_argument("--max-new-tokens", type=positive, metavar="N", default=256, help="of an answer (default: 256)")
     server = demo.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in (default: 127.0.0.1)")
-    server.add_argument("--port", type=natural, metavar="N", help="(default: the first free one from 7860)")
+    server.add_argument("--port", type=positive, metavar="N", help="(default: the first free one from 7860)")
     server.add_argument("--share", action="store_true", help="open a public link through Gradio's servers")
     add_model_arguments(demo)

@@ -6,5 +6,5 @@ import safeqwen
 from safeqwen import browser
 
 
-name = os.environ.get("MODEL")
+name = os.environ.get("MODEL") or None
 browser.launch(*safeqwen.load(name), host="0.0.0.0", port=7860, is_demo=name is None, model_name=name or "demo")

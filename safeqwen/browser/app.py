@@ -1,5 +1,7 @@
 """The page: its components, and what happens when they are used."""
 
+from functools import partial
+
 import gradio as gr
 
 from safeqwen.browser import page
@@ -11,6 +13,7 @@ from safeqwen.judging.verdict import NO_PICTURE, SAFE
 
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 PRIVATE = {"api_visibility": "private"}  # not for gradio_client
+TOO_MANY = f"a visit has room for {MAX_PICTURES} pictures, those with questions included; start over for more"
 FORGET_AFTER_S = 3600  # what a visitor had, if the page stays open and nothing happens
 
 
@@ -109,27 +112,29 @@ def _connect_pictures(judge, visit, sources, shown):
     changed = ("verdicts", "map_part", "picture", "category", "heatmap")
     outputs = [visit, *(shown[name] for name in changed)]
 
-    def handler(verdicts_of):
+    def handler(pictures_of):
         def judge_pictures(visit, opacity, reveal, *given):
             visit.make_room()
-            for verdict in verdicts_of(*given):
-                visit.verdicts.append(verdict)
-                yield visit, page.verdicts_html(visit.verdicts), *[gr.skip()] * 4
-                if len(visit.verdicts) == MAX_PICTURES:
-                    gr.Info(f"No more than {MAX_PICTURES} pictures at a time are judged.")
+            verdicts = visit.verdicts
+            for name, verdict_of in pictures_of(*given):
+                verdict = verdict_of() if len(verdicts) < MAX_PICTURES else judge.refused(name, TOO_MANY)
+                if visit.verdicts is not verdicts:  # the visitor started over meanwhile
                     break
-            yield visit, gr.skip(), *_first_map(judge, visit, opacity, reveal)
+                verdicts.append(verdict)
+                yield visit, page.verdicts_html(verdicts), *[gr.skip()] * 4
+            yield visit, page.verdicts_html(visit.verdicts), *_first_map(judge, visit, opacity, reveal)
 
         return judge_pictures
 
     def of_files(files):
-        return (judge.verdict(data, name) for data, name in files or [])
+        return [(name, partial(judge.verdict, data, name)) for data, name in files or []]
 
     def of_link(link):
-        return (judge.linked(text) for text in [link] if text.strip())
+        return [(link, partial(judge.linked, link))] if link.strip() else []
 
     def of_example(category):
-        return lambda: (judge.verdict(page.example_bytes(name), f"{page.EXAMPLES[name]}.png") for name in [category])
+        name = f"{page.EXAMPLES[category]}.png"
+        return lambda: [(name, partial(judge.verdict, page.example_bytes(category), name))]
 
     settings = [visit, shown["opacity"], shown["reveal"]]
     queued = {"outputs": outputs, "show_progress": "hidden", **ONE_AT_A_TIME, **PRIVATE}
@@ -189,12 +194,13 @@ def _connect_conversation(judge, visit, shown):
         if not question.strip():
             yield visit, gr.skip(), gr.skip()
             return
-        for _ in judge.ask(visit, question, stop):
-            yield visit, page.conversation_html(visit.turns, busy=True), ""
+        for turn in judge.ask(visit, question, stop):
+            yield visit, page.conversation_html(visit.turns, busy=not turn.is_refused), ""
         yield visit, page.conversation_html(visit.turns), gr.skip()
 
-    def start_over():
-        return Visit(), page.verdicts_html([]), gr.update(visible=False), "", page.conversation_html([])
+    def start_over(visit):
+        visit.start_over()
+        return visit, page.verdicts_html([]), gr.update(visible=False), "", page.conversation_html([])
 
     gr.on(
         [shown["ask"].click, shown["question"].submit],
@@ -207,7 +213,7 @@ def _connect_conversation(judge, visit, shown):
     )
     names = ("verdicts", "map_part", "heatmap", "conversation")
     shown["anew"].click(
-        start_over, outputs=[visit, *(shown[name] for name in names)], show_progress="hidden", **PRIVATE
+        start_over, [visit], [visit, *(shown[name] for name in names)], show_progress="hidden", **PRIVATE
     )
 
 

@@ -23,12 +23,14 @@ class Turn:
         verdicts (`list[Verdict]`): on the pictures that came with it; those that could be read are in the prompt.
         answer (`str`): as far as there is one.
         note (`str`): why there is no answer, or that nothing was judged.
+        is_refused (`bool`): whether the model is not asked.
     """
 
     question: str
     verdicts: list = field(default_factory=list)
     answer: str = ""
     note: str = ""
+    is_refused: bool = False
 
     @property
     def judged(self):

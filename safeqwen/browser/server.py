@@ -57,12 +57,24 @@ def launch(model, processor, *, host="127.0.0.1", port=None, share=False, block=
 
     Raises:
         RuntimeError: if the model may not judge: its guard is untrained.
-        OSError: if the port is taken.
+        OSError: if the port is taken, or the address is not of this computer.
     """
     folder = tempfile.TemporaryDirectory(prefix="safeqwen-demo-", ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # what is uploaded, until it is read
     blocks = build(model, processor, is_shared=share, **settings)
     blocks.uploads = folder  # which is deleted with it, at the latest when the process ends
+    try:
+        _serve(blocks, host, port, share)
+    except (OSError, OverflowError) as error:
+        folder.cleanup()
+        ports = f"port {port}" if port else "ports from 7860"
+        raise OSError(f"cannot listen at {host}, {ports}: taken, or not of this computer; choose another") from error
+    if block:
+        blocks.block_thread()
+    return blocks
+
+
+def _serve(blocks, host, port, share):
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -78,6 +90,3 @@ def launch(model, processor, *, host="127.0.0.1", port=None, share=False, block=
         ssr_mode=False,
         show_error=True,
     )
-    if block:
-        blocks.block_thread()
-    return blocks

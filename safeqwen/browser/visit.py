@@ -33,6 +33,10 @@ class Visit:
     def __init__(self):  # no dataclass, which Gradio would take apart
         self.verdicts, self.num_asked, self.turns, self.maps = [], 0, [], OrderedDict()
 
+    def start_over(self):
+        """Forgets all, in place: whoever still judges or answers holds this same visit, and sees that it is over."""
+        self.__init__()
+
     def make_room(self):
         """Drops the pictures that nothing was asked about: new ones take their place."""
         del self.verdicts[self.num_asked :]
@@ -58,7 +62,12 @@ class Judge:
         return list(self.pipeline.model.config.safety_categories)
 
     def verdict(self, data, name):
-        """Returns the [`Verdict`] on a picture file's `bytes`; one with an `error` if it cannot be judged."""
+        """Returns the [`Verdict`] on a picture file's `bytes`; one with an `error` if it cannot be judged.
+
+        `None` for the bytes is a file that was gone when its turn came.
+        """
+        if data is None:
+            return self.refused(name, f"{name}: the same file was sent twice at the same time; send it again")
         with self.lock:
             (verdict,) = self.pipeline.verdicts([{"bytes": data, "path": name}])
         return verdict
@@ -96,7 +105,8 @@ class Judge:
         Adds a turn to the conversation and yields as its answer grows; the verdicts stand before the first yield.
 
         An answer is refused, before the model has seen the question, if `stop_if_flagged` and a picture of the
-        conversation is flagged.
+        conversation is flagged, or if the question is longer than `MAX_QUESTION`. It ends early if the visit starts
+        over.
         """
         turn = Turn(question[:MAX_QUESTION], visit.verdicts[visit.num_asked :])
         visit.num_asked = len(visit.verdicts)
@@ -104,8 +114,13 @@ class Judge:
         judged = [verdict for turn in visit.turns for verdict in turn.judged]
         if not judged:
             turn.note = f"{NO_PICTURE[0].upper()}{NO_PICTURE[1:]}."
+        refusal = None
         if stop_if_flagged and any(verdict.flagged for verdict in judged):
-            turn.note = STOPPED
+            refusal = STOPPED
+        elif len(question) > MAX_QUESTION:
+            refusal = f"There is no answer: a question has at most {MAX_QUESTION} characters, not {len(question)}."
+        if refusal:
+            turn.note, turn.is_refused = refusal, True
             yield turn
             return
         yield turn
@@ -114,6 +129,8 @@ class Judge:
                 answers = stream_answer(self.pipeline.engine, visit.turns, self.max_new_tokens)
                 with contextlib.closing(answers):  # a visitor who leaves stops the model
                     for turn.answer in answers:
+                        if turn not in visit.turns:
+                            return
                         yield turn
         except (ValueError, RuntimeError, MemoryError) as error:
             turn.note = f"The answer has failed: {error}"

@@ -1,5 +1,8 @@
 """`safeqwen demo`: the guard in a browser, until Ctrl-C."""
 
+import signal
+import sys
+
 import transformers
 
 from safeqwen import browser
@@ -13,6 +16,7 @@ def run(args):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     prepare_streams()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the folder of uploads is deleted
     try:
         model, processor = load_model(args)
         browser.launch(

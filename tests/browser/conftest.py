@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 
 import pytest
 from PIL import Image
@@ -23,8 +24,27 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def address():
-    model, processor = safeqwen.load()
+def loaded():
+    return safeqwen.load()
+
+
+@pytest.fixture
+def slow_model(loaded, monkeypatch):
+    """The served model, which now thinks for a while about every token and never ends by itself."""
+    model, _ = loaded
+    generate, end = model.generate, model.generation_config.eos_token_id
+
+    def think(ids, scores):
+        time.sleep(0.2)
+        scores[:, end] = -float("inf")
+        return scores
+
+    monkeypatch.setattr(model, "generate", lambda **inputs: generate(**inputs, logits_processor=[think]))
+
+
+@pytest.fixture(scope="session")
+def address(loaded):
+    model, processor = loaded
     blocks = browser.launch(model, processor, is_demo=True, block=False, max_new_tokens=48)
     yield blocks.local_url
     blocks.close()

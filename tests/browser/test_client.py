@@ -1,5 +1,6 @@
 """What a program gets from the demo, and what it must not get."""
 
+import json
 import os
 from pathlib import Path
 
@@ -53,3 +54,22 @@ def test_no_path_and_no_url_stands_for_an_upload(address, path):
     event = httpx.post(call, json={"data": [file, "", False]}).json()["event_id"]
     told = httpx.get(f"{call}/{event}", timeout=30).text
     assert "event: error" in told and "event: complete" not in told
+
+
+def test_of_two_visitors_who_send_the_same_file_at_once_the_second_learns_why_it_was_not_judged(address, weapon):
+    upload = [("files", ("same.png", weapon))]
+    (path,), (same,) = (httpx.post(f"{address}gradio_api/upload", files=upload).json() for _ in range(2))
+    assert path == same
+    errors = []
+    for _ in range(2):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "same.png"}
+        event = httpx.post(f"{address}gradio_api/call/judge", json={"data": [file, "", False]}).json()["event_id"]
+        told = httpx.get(f"{address}gradio_api/call/judge/{event}", timeout=30).text
+        assert "event: complete" in told
+        errors.append(json.loads(told.split("data: ", 1)[1])[0]["error"])
+    assert errors == [None, "same.png: the same file was sent twice at the same time; send it again"]
+
+
+def test_a_question_that_is_too_long_is_not_cut_in_silence(client):
+    result = client.predict(None, "w" * 4001, False, api_name="/judge")
+    assert result["answer"] is None and "at most 4000 characters, not 4001" in result["note"]

@@ -181,3 +181,39 @@ def test_no_request_leaves_this_computer_and_nothing_is_kept_in_the_browser(open
     elsewhere = [url for url in page.requested if not url.startswith((address, "data:", "blob:"))]
     assert not elsewhere
     assert page.evaluate("indexedDB.databases()") == []
+
+
+def test_of_nine_pictures_the_ninth_is_refused_and_questions_make_no_room(open_page, send, harmless):
+    page = open_page()
+    files = [(f"{i}.png", harmless) for i in range(9)]  # one content and nine names
+    send(page, *files)
+    expect(page.locator("#verdicts .verdict")).to_have_count(9)
+    expect(page.locator("#verdicts .error")).to_have_text(re.compile("room for 8 pictures"))
+    ask(page, "What are these?")
+    expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
+    send(page, ("tenth.png", harmless))
+    expect(page.locator("#verdicts .error")).to_have_count(2)
+    expect(page.locator("#verdicts .decision")).to_have_count(8)
+
+
+def test_a_file_dropped_twice_at_once_is_judged_twice(open_page, send, harmless):
+    page = open_page()
+    send(page, ("same.png", harmless), ("same.png", harmless))
+    expect(page.locator("#verdicts .decision")).to_have_count(2)
+
+
+def test_who_starts_over_while_the_model_answers_gets_nothing_of_the_old_conversation(
+    open_page, send, weapon, slow_model
+):
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#heatmap img")).to_be_visible()
+    ask(page, "What is this?")
+    expect(page.locator("#conversation .answer")).to_be_visible()
+    page.get_by_role("button", name="Start over").click()
+    expect(page.locator("#conversation")).to_contain_text("Nothing was asked yet")
+    page.wait_for_timeout(1_500)  # some tokens
+    expect(page.locator("#conversation")).to_contain_text("Nothing was asked yet")
+    ask(page, "And now?")
+    expect(page.locator("#conversation .turn")).to_have_count(1)
+    expect(page.locator("#conversation .note").first).to_contain_text("Nothing was judged")
