@@ -205,19 +205,20 @@ class Ledger:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"--reuse: there is no ledger {path}; it lies beside the rows of a scan")
-        self.commit(reopen=False)
+        self.commit(reopen=False)  # no file is attached within a transaction
         try:
             self._sql.execute("ATTACH DATABASE ? AS reused", (f"{path.absolute().as_uri()}?mode=ro",))
             then = json.loads(self._sql.execute("SELECT value FROM reused.about WHERE name = 'about'").fetchone()[0])
         except (sqlite3.DatabaseError, TypeError) as error:
             raise ValueError(f"--reuse: {path} is no ledger of a scan ({error})") from None
+        finally:
+            self._sql.execute("BEGIN")
         differing = [name for name in JUDGED_WITH if then.get(name) != self.about[name]]
         if then.get("format") != FORMAT or differing:
             raise ValueError(
                 f"--reuse: the verdicts of {path} are others': {_differences(then, self.about, differing)}. Leave "
                 "--reuse out, and the pictures are judged anew"
             )
-        self._sql.execute("BEGIN")
 
     def _attached(self):
         return [name for _, name, _ in self._sql.execute("PRAGMA database_list")]
@@ -265,7 +266,8 @@ class Ledger:
     def end_pass(self):
         """The pass is over and ROWS written: what is scanned next is a new one."""
         self._sql.execute("DELETE FROM places WHERE pass < ?", (self.number,))
-        self._set("pass", self.number + 1)
+        self.number += 1
+        self._set("pass", self.number)
         self.commit()
 
     # --------------------------------------------------------------------------------------------------------- reading
