@@ -2,7 +2,7 @@
 
 import io
 import os
-import time
+import threading
 
 import pytest
 from PIL import Image
@@ -30,16 +30,18 @@ def loaded():
 
 @pytest.fixture
 def slow_model(loaded, monkeypatch):
-    """The served model, which now thinks for a while about every token and never ends by itself."""
+    """The served model, which thinks for a while about every token and does not end by itself before the test does."""
     model, _ = loaded
-    generate, end = model.generate, model.generation_config.eos_token_id
+    generate, end, is_over = model.generate, model.generation_config.eos_token_id, threading.Event()
 
     def think(ids, scores):
-        time.sleep(0.2)
-        scores[:, end] = -float("inf")
+        if not is_over.wait(0.2):
+            scores[:, end] = -float("inf")
         return scores
 
     monkeypatch.setattr(model, "generate", lambda **inputs: generate(**inputs, logits_processor=[think]))
+    yield
+    is_over.set()
 
 
 @pytest.fixture(scope="session")
