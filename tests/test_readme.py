@@ -70,6 +70,8 @@ def prepare(page, folder):
         (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if "--data holisafe-bench" in commands and "holisafe_pictograms" not in commands:
         write_benchmark(folder / "holisafe-bench", num_rows=100)
+    if "--policy safety_policy.json" in commands and "safety_policy.json" not in commands.split("--policy")[0]:
+        SafetyPolicy(categories=[category.name for category in CATEGORIES]).save(folder)
     if "runs/mine " in commands and "--output_dir runs/mine" not in commands:
         config = write_config(folder / "c.yaml", {"data": write_rows(folder / "small", 8, 2_600_000)}, max_steps=1)
         run_here(config, "--output_dir", folder / "runs" / "mine")
