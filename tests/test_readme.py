@@ -72,6 +72,8 @@ def prepare(page, folder):
         write_benchmark(folder / "holisafe-bench", num_rows=100)
     if "--policy safety_policy.json" in commands and "safety_policy.json" not in commands.split("--policy")[0]:
         SafetyPolicy(categories=[category.name for category in CATEGORIES]).save(folder)
+    if "--data corrections.jsonl" in commands:  # what a person saved from a page
+        (folder / "corrections.jsonl").write_text(dict(blocks_of(page))["json"])
     if "runs/mine " in commands and "--output_dir runs/mine" not in commands:
         config = write_config(folder / "c.yaml", {"data": write_rows(folder / "small", 8, 2_600_000)}, max_steps=1)
         run_here(config, "--output_dir", folder / "runs" / "mine")
