@@ -32,6 +32,6 @@ def run(args):
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         say(error)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt:  # as it is meant to end; while it serves, Gradio takes it and returns
+        pass
     return 0
