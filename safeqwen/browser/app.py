@@ -46,6 +46,7 @@ def build(model, processor, *, is_demo=False, model_name="", is_shared=False, ma
         _connect_map(judge, visit, shown)
         _connect_conversation(judge, visit, shown)
         _add_endpoint(judge)
+        blocks.load(None, js=page.SCRIPT, **PRIVATE)  # Gradio 6.17 passes over the `js` of `launch`
     return blocks
 
 

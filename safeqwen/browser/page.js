@@ -1,5 +1,5 @@
-/* Runs once when the page is there: pictures can be pasted anywhere, and what appears is read aloud. */
 () => {
+  // Runs once when the page is there: pictures can be pasted anywhere, and what appears is read aloud.
   for (const [id, name] of [["verdicts", "Verdict"], ["conversation", "Conversation"]]) {
     const region = document.getElementById(id);
     region?.setAttribute("role", "region");

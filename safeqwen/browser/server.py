@@ -85,7 +85,6 @@ def _serve(blocks, host, port, share):
         app_kwargs={"middleware": [Middleware(OnlyThisHost)]},
         theme=gr.themes.Base(**SYSTEM_FONTS),
         css=page.styles(),
-        js=page.SCRIPT,
         footer_links=["api"],
         ssr_mode=False,
         show_error=True,
