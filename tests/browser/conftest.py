@@ -73,7 +73,7 @@ def open_page(chromium, address):
         page.requested = []
         page.on("request", lambda request: page.requested.append(request.url))
         page.goto(address)
-        page.get_by_role("button", name="Ask").wait_for()
+        page.get_by_role("region", name="Verdict").wait_for()  # which the page's script names, when all is there
         return page
 
     yield open_page
