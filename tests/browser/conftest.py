@@ -67,7 +67,7 @@ def open_page(chromium, address):
 
     def open_page(**settings):
         context = chromium.new_context(**{"viewport": {"width": 1400, "height": 1000}, **settings})
-        context.set_default_timeout(6_000)
+        context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()
         page.requested = []

@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 
-expect.set_options(timeout=6_000)
+expect.set_options(timeout=20_000)
 
 
 RECORD = """() => {
