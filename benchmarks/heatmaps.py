@@ -26,7 +26,7 @@ from PIL import Image
 
 import safeqwen
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.heatmap import heatmaps, inputs_of, log_odds
+from safeqwen.judging.heatmap import heatmaps, log_odds
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED
 from tools.demo.scenes import quarters
 
@@ -61,7 +61,7 @@ def measure(engine, side, num, methods):
         picture, quarter, category = quarters(seed, side)
         column = engine.categories.index(category)
         (frame,) = engine.prepare([picture], side * side)
-        inputs = inputs_of(engine, frame)
+        inputs = engine.inputs_of([frame])
         tokens = range(frame.num_tokens)
         tenth = max(1, round(len(tokens) / 10))
         probs = engine.model.guard(**inputs).img_safety_probs[0]

@@ -42,6 +42,26 @@ def add_model_arguments(parser):
     model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU)")
 
 
+def add_max_pixels(group):
+    """Adds the bound on a picture's pixels."""
+    group.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
+    )
+
+
+def add_fetching(group):
+    """Adds what `read_image` takes for URLs."""
+    group.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
+    )
+    group.add_argument(
+        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
+    )
+
+
 def probability(text):
     return _number(float, text, lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 

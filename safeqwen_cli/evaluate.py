@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safeqwen_cli.arguments import add_command, natural, positive, resamples
+from safeqwen_cli.arguments import add_command, add_max_pixels, natural, positive, resamples
 
 
 DESCRIPTION = """\
@@ -56,12 +56,7 @@ def add_parser(commands):
     model.add_argument(
         "--num-workers", type=natural, metavar="N", default=2, help="threads that read ahead (default: %(default)s)"
     )
-    model.add_argument(
-        "--max-pixels",
-        type=positive,
-        metavar="N",
-        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
-    )
+    add_max_pixels(model)
 
     answers = evaluate.add_argument_group("answers")
     answers.add_argument("--answers", action="store_true", help="answer the questions, too, in the same pass")

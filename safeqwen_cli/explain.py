@@ -2,7 +2,7 @@
 
 import argparse
 
-from safeqwen_cli.arguments import add_command, add_model_arguments, positive, seconds
+from safeqwen_cli.arguments import add_command, add_fetching, add_max_pixels, add_model_arguments
 
 
 DESCRIPTION = """\
@@ -64,15 +64,5 @@ def add_parser(commands):
     add_model_arguments(explain)
 
     limits = explain.add_argument_group("limits")
-    limits.add_argument(
-        "--max-pixels",
-        type=positive,
-        metavar="N",
-        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
-    )
-    limits.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
-    )
+    add_max_pixels(limits)
+    add_fetching(limits)

@@ -1,6 +1,14 @@
 """The arguments of `safeqwen judge`."""
 
-from safeqwen_cli.arguments import add_command, add_model_arguments, positive, probability, seconds, words
+from safeqwen_cli.arguments import (
+    add_command,
+    add_fetching,
+    add_max_pixels,
+    add_model_arguments,
+    positive,
+    probability,
+    words,
+)
 
 
 DESCRIPTION = """\
@@ -86,15 +94,5 @@ def add_parser(commands):
     answer.add_argument(
         "--max-new-tokens", type=positive, metavar="N", default=256, help="of an answer (default: %(default)s)"
     )
-    answer.add_argument(
-        "--max-pixels",
-        type=positive,
-        metavar="N",
-        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
-    )
-    answer.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
-    )
-    answer.add_argument(
-        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
-    )
+    add_max_pixels(answer)
+    add_fetching(answer)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safeqwen_cli.arguments import add_command, add_model_arguments, natural, positive, seconds
+from safeqwen_cli.arguments import add_command, add_fetching, add_max_pixels, add_model_arguments, natural, positive
 
 
 DESCRIPTION = """\
@@ -47,12 +47,7 @@ def add_parser(commands):
     add_model_arguments(scan)
 
     limits = scan.add_argument_group("limits")
-    limits.add_argument(
-        "--max-pixels",
-        type=positive,
-        metavar="N",
-        help="shrink larger pictures to N pixels, 784 a token (default: the processor's own, for Qwen2.5-VL 12845056)",
-    )
+    add_max_pixels(limits)
     limits.add_argument(
         "--batch-size", type=positive, metavar="N", default=16, help="pictures a forward (default: %(default)s)"
     )
@@ -63,9 +58,4 @@ def add_parser(commands):
         default=4,
         help="threads that read, and as many that decode (default: %(default)s)",
     )
-    limits.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", default=10.0, help="for one URL (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--private-networks", action="store_true", help="fetch URLs of private, link-local and loopback addresses, too"
-    )
+    add_fetching(limits)

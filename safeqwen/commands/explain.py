@@ -1,8 +1,6 @@
 """`safeqwen explain`: where the verdict on a picture comes from, as pictures and as numbers."""
 
-import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import transformers
 
 from safeqwen.commands.model import DEMO, load_model
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.files import replaced
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.heatmap import heatmaps
 from safeqwen.judging.verdict import SAFE, known_category
@@ -52,7 +51,8 @@ def run(args):
         maps = heatmaps(engine, views[verdict.view], categories, args.max_pixels)
         for file, heatmap in zip(files, maps):
             if file is not None:
-                _write(file, heatmap.overlay())
+                with replaced(file) as partial:
+                    heatmap.overlay().save(partial, "PNG", optimize=True)
         if args.json:
             print(json.dumps(_json_fields(args, verdict, maps, files)), flush=True)
         else:
@@ -103,15 +103,6 @@ def _refuse_existing(files, args):
     for file in files:
         if file is not None and file.exists() and not args.force:
             raise ValueError(f"{file} exists: --force replaces it, or give another --out")
-
-
-def _write(file, picture):
-    """Writes a PNG that is whole whenever it is there."""
-    png = io.BytesIO()
-    picture.save(png, "PNG", optimize=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(png.getvalue())
-    os.replace(partial, file)
 
 
 def _json_fields(args, verdict, maps, files):

@@ -8,12 +8,10 @@ from functools import partial
 import transformers
 from transformers import TextStreamer
 
-from safeqwen.commands.model import DEMO, hub_of, load_model, source_of
+from safeqwen.commands.model import DEMO, load_model, policy_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
-from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.answering import Prompt, answer
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE, UNSAFE_AT, Verdict
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.showing.terminal import show_verdict, terminal
@@ -88,14 +86,7 @@ def _fail(reason):
 
 def _policy(args, model):
     """The policy of --policy, by default the one beside the weights, or `None`."""
-    if args.policy is None:
-        policy = model.safety_policy
-    elif args.policy == "none":
-        policy = None
-    else:
-        policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
-        if policy.model is not None:
-            policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
+    policy = policy_of(args, model)
     if policy is not None and args.unsafe_at is not None:
         raise ValueError("--unsafe-at is for judging without a policy: leave it out, or add --policy none")
     return policy

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from safeqwen.commands.terminal import say
+from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.load import load
+from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT
 
 
@@ -35,6 +37,25 @@ def load_model(args):
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
     return loaded(source, lambda: load(source, dtype=args.dtype, device=args.device, **hub_of(args)))
+
+
+def policy_of(args, model):
+    """
+    Returns the policy that `--policy` names ([`SafetyPolicy`]), by default the one beside the weights; `None` for
+    "none", or if there is none.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is broken, or for other categories or weights.
+    """
+    if args.policy is None:
+        return model.safety_policy
+    if args.policy == "none":
+        return None
+    policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
+    if policy.model is not None:
+        policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
+    return policy
 
 
 def loaded(source, load):

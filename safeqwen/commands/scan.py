@@ -12,11 +12,10 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 
-from safeqwen.commands.model import DEMO, hub_of, load_model, loaded, source_of
+from safeqwen.commands.model import DEMO, hub_of, load_model, loaded, policy_of, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.engine import Engine
-from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.provenance import git_commit, package_versions
 from safeqwen.scan.local import check_libraries, sample, scan
@@ -60,13 +59,9 @@ def _scan(args):
     source = source_of(args.model)
     model, processor = load_model(args)
     fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
-    policy = model.safety_policy
-    if args.policy is not None:
-        categories = model.config.safety_categories
-        policy = None if args.policy == "none" else SafetyPolicy.load(args.policy, categories, fingerprint)
     engine = Engine(model, processor)
     settings = {
-        "policy": policy,
+        "policy": policy_of(args, model),
         "access": access,
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,

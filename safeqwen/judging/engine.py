@@ -307,8 +307,8 @@ class Engine:
 
         return in_halves(judge, frames, lambda frame: f"picture of {frame.num_tokens} tokens")
 
-    def _forward(self, frames):
-        """`(frames, categories)` probabilities, float32, on the model's device."""
+    def inputs_of(self, frames):
+        """Returns the model's inputs (`dict` of tensors, on its device) for frames that are judged together."""
         image_token = self.model.config.image_token_id
         rows = [self._before + [image_token] * frame.num_tokens + self._after for frame in frames]
         length = max(map(len, rows))
@@ -320,7 +320,11 @@ class Engine:
             "pixel_values": torch.cat([frame.pixel_values for frame in frames]),
             "image_grid_thw": torch.cat([frame.grid for frame in frames]),
         }
-        return self.model.guard(**self.place(inputs)).img_safety_probs
+        return self.place(inputs)
+
+    def _forward(self, frames):
+        """`(frames, categories)` probabilities, float32, on the model's device."""
+        return self.model.guard(**self.inputs_of(frames)).img_safety_probs
 
     def place(self, inputs):
         """Returns the model's inputs (`dict` of tensors) on the device where it takes them."""

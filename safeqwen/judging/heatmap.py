@@ -108,7 +108,7 @@ def _relevance(engine, frame, columns):
     """`(categories,)` probabilities, and a `(rows, columns)` array for each of the columns."""
     model = engine.model
     with _linear_layers(model) as traced:
-        output = model(**inputs_of(engine, frame), do_safety=True, logits_to_keep=1, use_cache=False)
+        output = model(**engine.inputs_of([frame]), do_safety=True, logits_to_keep=1, use_cache=False)
     traced.check(model.config)
     logits = output.img_safety_logits[0]
     merge = engine.processor.image_processor.merge_size
@@ -125,20 +125,6 @@ def _relevance(engine, frame, columns):
         # The processor puts the merge x merge patches of one token one behind the other.
         maps.append(values.view(rows, width, merge**2).sum(dim=-1).cpu().numpy())
     return output.img_safety_probs[0].detach().float().cpu(), maps
-
-
-def inputs_of(engine, frame):
-    """The prompt of one frame, as [`Engine`] judges it."""
-    before, after = engine._before, engine._after
-    input_ids = torch.tensor([[*before, *[engine.model.config.image_token_id] * frame.num_tokens, *after]])
-    return engine.place(
-        {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": frame.pixel_values,
-            "image_grid_thw": frame.grid,
-        }
-    )
 
 
 def log_odds(logits, column, categories):

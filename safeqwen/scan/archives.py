@@ -13,7 +13,8 @@ from safeqwen.pictures.source import MAX_BYTES
 from safeqwen.scan.sources import HEAD, MEMBER, PICTURES, Place, broken, stamp_of, text_of
 
 
-# What the decompressors raise for damaged data beside what tarfile and zipfile do.
+# What the decompressors raise for damaged data beside what tarfile and zipfile do; of a zip's compression or
+# encryption that Python does not know, zipfile raises NotImplementedError.
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     *(EOFError, OSError, ValueError, NotImplementedError),

@@ -76,7 +76,7 @@ def test_without_the_rules_a_value_is_how_the_log_odds_move_with_the_patch(state
     column, step = engine.categories.index(HARM), 3e-3
     (map_,) = heatmaps(engine, picture(), [HARM])
     (frame,) = engine.prepare([picture()])
-    inputs, expected = heatmap.inputs_of(engine, frame), []
+    inputs, expected = engine.inputs_of([frame]), []
     for token in range(frame.num_tokens):
         scores = []
         for scale in (1 + step, 1 - step):
@@ -209,7 +209,7 @@ def test_two_maps_at_once_are_those_of_one_after_the_other(engine, monkeypatch):
     pictures = [picture(), draw("suicide", 5_000_001)]
     alone = [heatmaps(engine, one, [HARM])[0].values for one in pictures]
     # Both have their hooks on the layers before either goes through them.
-    both, usual, found = threading.Barrier(2), heatmap.inputs_of, {}
+    both, usual, found = threading.Barrier(2), engine.inputs_of, {}
 
     def meet(*args):
         both.wait(10)
@@ -219,7 +219,7 @@ def test_two_maps_at_once_are_those_of_one_after_the_other(engine, monkeypatch):
         found[number] = heatmaps(engine, pictures[number], [HARM])[0].values
         both.wait(10)  # nobody takes its hooks off early
 
-    monkeypatch.setattr(heatmap, "inputs_of", meet)
+    monkeypatch.setattr(engine, "inputs_of", meet)
     threads = [threading.Thread(target=explain, args=(number,)) for number in range(2)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
@@ -290,7 +290,7 @@ def test_too_little_memory_says_what_to_do(engine, monkeypatch):
     def fails(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(heatmap, "inputs_of", fails)
+    monkeypatch.setattr(engine, "inputs_of", fails)
     with pytest.raises(MemoryError, match="map of a picture of 16 tokens.*lower max_pixels"):
         heatmaps(engine, picture(112, 112), [HARM])
 

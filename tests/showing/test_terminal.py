@@ -139,7 +139,7 @@ def test_little_is_left_of_a_blurred_picture(monkeypatch):
         ({"TERM": "xterm-256color", "KONSOLE_VERSION": "211200"}, None),
         ({"TERM": "xterm-256color"}, None),
         ({"TERM": "tmux-256color", "TERM_PROGRAM": "WezTerm"}, None),
-        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux-0/default,1,0"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "socket,1,0"}, None),
         ({"TERM": "xterm-kitty", "ZELLIJ": "0"}, None),
         ({}, None),
     ],
