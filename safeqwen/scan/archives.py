@@ -148,7 +148,7 @@ def zip_places(path, leave_out):
         return
     lock = threading.Lock()  # of the archive, which is closed when nobody holds a place of it any more
     for member in archive.infolist():
-        if member.is_dir():
+        if member.filename.endswith("/"):  # a folder; is_dir cannot take a name that is empty
             continue
         if not member.filename.lower().endswith(PICTURES):
             try:
