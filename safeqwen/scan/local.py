@@ -140,8 +140,7 @@ def scan(
         "max_pixels": max_pixels,
         "policy": policy and policy.to_dict(),
     }
-    with writing_to(rows):
-        rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.parent.mkdir(parents=True, exist_ok=True)
     if rows.exists() and not ledger.exists():
         raise ValueError(f"{rows} is there without {ledger.name}, its ledger: move it away, or give another --out")
     with Ledger(ledger, about, made) as ledger:
@@ -286,8 +285,8 @@ def judge_places(
             item.error = _reason(verdict.error, judged.place.id)
             put(item)
         if verdict.error is None:
+            counts.num_copies += len(copies)
             met("num_judged")
-            met("num_copies", len(copies))
         else:
             met("num_errors", 1 + len(copies))
         if number % window == 0:
