@@ -23,6 +23,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import statistics
 import tempfile
 import time
@@ -56,9 +57,12 @@ def main(argv=None):
     parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="file for the curve of memory")
     args = parser.parse_args(argv)
-    engine = Engine(*safeqwen.load(args.model))
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(MEASURED[args.what](engine, Path(folder), args)))
+        print(json.dumps(MEASURED[args.what](Path(folder), args)))
+
+
+def load_engine(args):
+    return Engine(*safeqwen.load(args.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -94,7 +98,8 @@ def collection(folder, num_pictures, kind):
 # --------------------------------------------------------------------------------------------------------------- speed
 
 
-def speed(engine, folder, args):
+def speed(folder, args):
+    engine = load_engine(args)
     pictures = collection(folder / "in", args.num or 1000, args.kind)
     paths = sorted(pictures.iterdir())
     frames = [frame for path in paths for frame in engine.prepare(safeqwen.read_image(path))]
@@ -133,7 +138,8 @@ def _spread(values):
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-def memory(engine, folder, args):
+def memory(folder, args):
+    engine = load_engine(args)
     num_pictures = args.num or 10_000
     pictures = collection(folder / "in", num_pictures, args.kind)
     process, step, curve = psutil.Process(), max(1, num_pictures // NUM_SAMPLES), []
@@ -179,14 +185,14 @@ def plot(curve, before, path):
 # --------------------------------------------------------------------------------------------------------------- kills
 
 
-def kills(engine, folder, args):
+def kills(folder, args):
     pictures = mixed(folder / "in", args.num or 2000)
     rng = random.Random(0)
 
     def start(out):
-        child = os.fork()  # before this process has judged anything, or its threads would be missing there
-        if child == 0:
-            scan(engine, [str(pictures)], out, batch_size=BATCH_SIZE)
+        child = os.fork()
+        if child == 0:  # the model is loaded here: torch's threads do not come along
+            scan(load_engine(args), [str(pictures)], out, batch_size=BATCH_SIZE)
             os._exit(0)
         return child
 
@@ -197,11 +203,10 @@ def kills(engine, folder, args):
     out = folder / "rows.jsonl"
     for left in range(args.kills, 0, -1):
         child = start(out)
-        sleep = rng.uniform(0, 2 * remaining / (left + 1))
-        time.sleep(sleep)
+        time.sleep(rng.uniform(0, 2 * remaining / (left + 1)))
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] != signal.SIGKILL:
-            raise RuntimeError("the scan was through before its kill; give more --num")
+            break  # it was through
         at.append(num_finished(out))
         remaining = seconds * (1 - at[-1] / len(os.listdir(pictures)))
     os.waitpid(start(out), 0)
@@ -238,8 +243,6 @@ def mixed(folder, num_pictures):
 
 def num_finished(out):
     """How many places a killed scan has in its ledger (`int`)."""
-    import sqlite3
-
     sql = sqlite3.connect(out.with_name(f"{out.name}.ledger"))
     try:
         return sql.execute("SELECT count(*) FROM places").fetchone()[0]

@@ -19,7 +19,8 @@ Why nothing is lost and nothing is there twice, whenever the process or the mach
 - The verdicts are of one model, dtype and bound of pixels: those are in `about`, and another scan is refused.
 
 SQLite writes ahead to a log (WAL). A killed process loses no transaction that ended; a power cut may lose the last
-ones, and what they held is judged again. The file must lie on a local disk, as SQLite's log wants it.
+ones, and what they held is judged again. The file must lie on a local disk, as SQLite's log wants it. A process that
+ends puts the log away: then the ledger is one file, which can be copied, and read where nothing may be written.
 """
 
 import contextlib
