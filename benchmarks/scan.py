@@ -226,8 +226,10 @@ def mixed(folder, num_pictures):
     """Writes drawings among which are copies, near-identical ones, animations and broken files; returns the folder."""
     collection(folder, num_pictures, "drawings")
     paths, rng = sorted(folder.iterdir()), random.Random(0)
-    for path in rng.sample(paths[1:], num_pictures // 4):
-        kind, other = rng.randrange(5), rng.choice(paths)
+    rng.shuffle(paths)
+    changed, others = paths[: num_pictures // 4], paths[num_pictures // 4 :]
+    for path in changed:
+        kind, other = rng.randrange(5), rng.choice(others)
         if kind == 0:
             shutil.copy(other, path)
         elif kind == 1:
