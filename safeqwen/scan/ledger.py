@@ -246,10 +246,17 @@ class Ledger:
         )
 
     def add_place(self, id, stamp, position, *, num_bytes=None, sha256=None, error=None):
-        """Adds a place, or what is new of it: the sha256 (`bytes`) of a picture with a verdict, or an error."""
+        """
+        Adds a place, or what is new of it: the sha256 (`bytes`) of a picture with a verdict, or an error.
+
+        One that the sources name twice has the first position, whether or not it was known when it was met again.
+        """
         verdict = sha256 if error is None else None
         self._write(
-            "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+            "position = iif(pass = excluded.pass, min(position, excluded.position), excluded.position), "
+            "pass = excluded.pass, stamp = excluded.stamp, num_bytes = excluded.num_bytes, sha256 = excluded.sha256, "
+            "verdict = excluded.verdict, error = excluded.error",
             (id, self.number, position, stamp, num_bytes, sha256, verdict, error),
         )
 

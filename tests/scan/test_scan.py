@@ -1,5 +1,6 @@
 """A scan: exactly one row a picture, whatever the pictures are and whenever it stops."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -202,6 +203,25 @@ def test_kills_at_random_moments_of_one_scan_give_the_rows_of_an_undisturbed_one
     assert num_killed
     run(engine, folder, out)
     assert without_time(read_rows(out)) == whole
+
+
+def test_a_picture_that_is_listed_twice_is_one_row_at_its_first_place_wherever_the_scan_was_stopped(
+    engine, pictures, tmp_path
+):
+    names = [f"in/{i:03d}.png" for i in (0, 1, 0, 2, 3, 4, 5, 6, 7, 8, 1, 9, 2)]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    expected = [str(tmp_path / name) for name in dict.fromkeys(names)]
+
+    def stop(counts):
+        if counts.num_met >= after:
+            raise Stopped
+
+    for after in (2, 9, 12, 99):
+        out = tmp_path / f"rows{after}.jsonl"
+        with contextlib.suppress(Stopped):
+            run(engine, tmp_path / "list.txt", out, progress=stop)
+        run(engine, tmp_path / "list.txt", out)
+        assert [*rows_of(out)] == expected
 
 
 def test_an_exception_anywhere_keeps_what_was_finished(engine, pictures, tmp_path):
