@@ -1,5 +1,6 @@
 """`safeqwen scan` as one types it: exit codes, progress, Ctrl-C, pipes, full disks, and what is left behind."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -191,6 +193,7 @@ def on_terminal(call):
     child, terminal = pty.fork()
     if child == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
         become(call)
     return child, terminal
 
@@ -260,17 +263,15 @@ def test_sigterm_and_sigkill_keep_what_is_finished_too(command, pictures, tmp_pa
             patched.setattr(Engine, "_judge_batch", at_batch(6, lambda: os.kill(os.getpid(), number)))  # noqa: B023
             assert forked(lambda: command(pictures, "--out", out, "--quiet", *BATCH)).code == -number
         assert not out.exists()
-        kept_now = rows_in(ledger_of(out))
-        assert kept_now == kept
+        assert num_places(ledger_of(out)) == kept
     assert command(pictures, "--out", out, "--quiet", *BATCH) == 0
     assert "4 judged now, 0 copies of judged ones, 16 as before" in capsys.readouterr().out
     assert without_time(read_rows(out)) == undisturbed
 
 
-def rows_in(ledger):
-    import sqlite3
-
-    return sqlite3.connect(ledger).execute("SELECT count(*) FROM places").fetchone()[0]
+def num_places(ledger):
+    with contextlib.closing(sqlite3.connect(ledger)) as sql:
+        return sql.execute("SELECT count(*) FROM places").fetchone()[0]
 
 
 def test_a_reader_of_stdout_that_goes_away_loses_no_row(pictures, tmp_path):
