@@ -41,9 +41,8 @@ def policy_of(engine, **kwargs):
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_row_is_the_models_verdict_on_that_picture(engine, pictures, tmp_path, suffix):
     policy = policy_of(engine, unsafe_threshold=0.3)
-    Image.new("RGB", (60, 40)).save(
-        pictures / "moving.gif", save_all=True, append_images=[Image.open(pictures / "001.png")]
-    )
+    frames = [Image.open(pictures / name).convert("RGB") for name in ("000.png", "001.png")]
+    frames[0].save(pictures / "moving.gif", save_all=True, append_images=frames[1:])
     summary = run(engine, pictures, tmp_path / f"rows{suffix}", policy=policy, model_fingerprint="f" * 64)
     assert (summary.num_rows, summary.num_errors) == (13, 0)
     rows = rows_of(tmp_path / f"rows{suffix}")
