@@ -122,6 +122,12 @@ def test_a_scan_again_takes_in_what_is_new_changed_or_mended_and_drops_what_is_g
     assert rows[str(pictures / "002.png")]["scores"] == rows[str(pictures / "001.png")]["scores"]
 
 
+def test_rows_that_lie_among_the_pictures_are_not_scanned(engine, pictures):
+    for _ in range(2):
+        summary = run(engine, pictures, pictures / "rows.parquet")
+        assert (summary.num_rows, summary.num_errors) == (12, 0)
+
+
 def test_near_identical_pictures_are_a_group_and_one_that_disagrees_is_shown(engine, pictures, tmp_path):
     drawing = Image.open(pictures / "000.png").convert("RGB")
     drawing.resize((48, 48)).save(pictures / "000_small.png")
