@@ -219,7 +219,7 @@ def kills(folder, args):
     out = folder / "rows.jsonl"
     for left in range(args.kills, 0, -1):
         child = start(out)
-        time.sleep(rng.uniform(0, 2 * remaining / (left + 1)))
+        time.sleep(rng.uniform(0, 2 * remaining / (left + 2)))
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] != signal.SIGKILL:
             break  # it was through
