@@ -354,6 +354,15 @@ def test_a_guard_that_may_not_judge_is_refused_before_anything_is_written(engine
     assert not [*tmp_path.glob("rows*")]
 
 
+def test_what_a_policy_in_shadow_would_do_counts_as_flagged(engine, pictures, tmp_path):
+    policy = replace(policy_of(engine, unsafe_threshold=0.3), mode="shadow")
+    summary = run(engine, pictures, tmp_path / "rows.jsonl", policy=policy)
+    rows = list(read_rows(tmp_path / "rows.jsonl"))
+    assert {row["decision"]["action"] for row in rows} == {"allow"}
+    assert [is_flagged(row) for row in rows] == [row["unsafe"] >= 0.3 for row in rows]
+    assert summary.num_flagged == sum(row["unsafe"] >= 0.3 for row in rows) > 0
+
+
 def test_rows_that_are_none_are_refused_with_their_line(tmp_path, engine, pictures):
     run(engine, pictures, tmp_path / "rows.jsonl", policy=replace(policy_of(engine), mode="shadow"))
     row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
