@@ -62,6 +62,16 @@ def test_a_row_is_the_models_verdict_on_that_picture(engine, pictures, tmp_path,
     assert rows[str(pictures / "moving.gif")]["perceptual_hash"] is None
 
 
+def test_two_views_of_one_frame_have_its_number(engine, tmp_path):
+    drawing = Image.new("RGBA", (60, 60), (0, 0, 0, 0))  # seen on white and on black paper
+    drawing.paste((128, 128, 128, 255), (10, 10, 50, 50))
+    (tmp_path / "in").mkdir()
+    drawing.save(tmp_path / "in" / "0.png")
+    run(engine, tmp_path / "in", tmp_path / "rows.jsonl")
+    ((_, row),) = rows_of(tmp_path / "rows.jsonl").items()
+    assert [view["frame"] for view in row["views"]] == [0, 0] and row["frames"] == 2
+
+
 def test_bad_files_are_one_error_row_each_and_the_others_are_judged(engine, pictures, tmp_path):
     good = (pictures / "000.png").read_bytes()
     for name, data in (("cut.png", good[: len(good) // 2]), ("empty.png", b""), ("foreign.heic", b"ftypheic")):
