@@ -120,6 +120,9 @@ class _RowGroup:
         self.path, self.column, self.group = path, column, group
         self.lock, self.cells, self.num_read, self.batches = threading.Lock(), {}, 0, None
 
+    def __reduce__(self):  # another process reads it anew
+        return _RowGroup, (self.path, self.column, self.group)
+
     def get(self, i):
         """What cell `i` holds. It is given once; one that lies far behind the last is not there any more."""
         with self.lock:
