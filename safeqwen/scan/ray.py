@@ -207,7 +207,7 @@ def _windows(items, size):
 
     items, windows = iter(items), []
     while window := list(itertools.islice(items, size)):
-        windows.append(ray.put(pyarrow.table({"window": [ray.cloudpickle.dumps(window)]})))
+        windows.append(ray.put(pyarrow.table({"window": [pickle.dumps(window)]})))
     return windows
 
 

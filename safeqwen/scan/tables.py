@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from functools import partial
 
 from safeqwen.pictures.errors import UnreadableImage, one_line
 from safeqwen.scan import INSTALL
@@ -69,7 +70,7 @@ def _place(id, value, folder, access, stamp):
                 stamp += stamp_of(os.stat(os.path.join(folder, path)))
             except (OSError, ValueError):
                 pass  # loading it says why
-    return Place(id, lambda: access.bytes_of(value, folder, id), stamp)
+    return Place(id, partial(access.bytes_of, value, folder, id), stamp)
 
 
 # ------------------------------------------------------------------------------------------------------------- Parquet
