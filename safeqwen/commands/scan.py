@@ -38,7 +38,6 @@ from safeqwen.scan.sources import Access, Sources
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
 SECONDS_BETWEEN_LINES = 60  # of progress, where stderr is no terminal
-AGAIN = "start the same command again to go on"
 
 
 def run(args):
@@ -48,17 +47,14 @@ def run(args):
     prepare_streams()
     try:
         return _scan(args)
-    except (ValueError, RuntimeError, ImportError) as error:
-        say(error)
-        return 2
     except BrokenPipeError:  # e.g. `safeqwen scan ... | head`: the rows are written before anything is printed
         drop_output()
         return 1
-    except OSError as error:
-        say(f"{error}; {AGAIN}" if AGAIN not in str(error) else error)
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        say(error)
         return 2
     except KeyboardInterrupt:
-        say(f"stopped; {AGAIN}")
+        say("stopped; start the same command again to go on")
         return 130
 
 

@@ -148,7 +148,7 @@ def zip_places(path, leave_out):
         yield broken(names.archive, f"the zip cannot be read ({one_line(error)}); get it anew")
         return
     for member in members:
-        if member.is_dir():
+        if member.filename.endswith("/"):  # a folder; is_dir cannot take a name that is empty
             continue
         if not member.filename.lower().endswith(PICTURES):
             try:

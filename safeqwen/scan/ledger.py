@@ -19,9 +19,11 @@ Why nothing is lost and nothing is there twice, whenever the process or the mach
 - The verdicts are of one model, dtype and bound of pixels: those are in `about`, and another scan is refused.
 
 SQLite writes ahead to a log (WAL). A killed process loses no transaction that ended; a power cut may lose the last
-ones, and what they held is judged again. The file must lie on a local disk, as SQLite's log wants it.
+ones, and what they held is judged again. The file must lie on a local disk, as SQLite's log wants it. A process that
+ends puts the log away: then the ledger is one file, which can be copied, and read where nothing may be written.
 """
 
+import contextlib
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -93,14 +95,13 @@ class Ledger:
         self._lock = None if path is None else FileLock(f"{path}.lock")
 
     def __enter__(self):
-        if self._lock is not None:
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(f"another process writes to {self.path}: wait for it, or stop it") from None
         try:
-            with full_disk(self.path):
+            with writing_to(self.path):
+                if self._lock is not None:
+                    self._lock.acquire(timeout=0)
                 self._open()
+        except Timeout:
+            raise ValueError(f"another process writes to {self.path}: wait for it, or stop it") from None
         except BaseException:
             self._close()
             raise
@@ -115,7 +116,10 @@ class Ledger:
 
     def _close(self):
         if self._sql is not None:
-            self._sql.close()  # what was not committed is rolled back
+            with contextlib.suppress(sqlite3.Error):  # a full disk, or a reader: then the log stays, and goes on
+                self._sql.rollback()
+                self._sql.execute("PRAGMA main.journal_mode = DELETE")  # one file, that can be read where none is made
+            self._sql.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -213,7 +217,7 @@ class Ledger:
             raise ValueError(f"--reuse: there is no ledger {path}; it lies beside the rows of a scan")
         self.commit(reopen=False)  # no file is attached within a transaction
         try:
-            self._sql.execute("ATTACH DATABASE ? AS reused", (f"{path.absolute().as_uri()}?mode=ro",))
+            self._sql.execute("ATTACH DATABASE ? AS reused", (f"{path.absolute().as_uri()}?mode=rw",))
             then = json.loads(self._sql.execute("SELECT value FROM reused.about WHERE name = 'about'").fetchone()[0])
         except (sqlite3.DatabaseError, TypeError) as error:
             raise ValueError(f"--reuse: {path} is no ledger of a scan ({error})") from None
@@ -248,22 +252,29 @@ class Ledger:
         )
 
     def add_place(self, id, stamp, position, *, num_bytes=None, sha256=None, error=None):
-        """Adds a place, or what is new of it: the sha256 (`bytes`) of a picture with a verdict, or an error."""
+        """
+        Adds a place, or what is new of it: the sha256 (`bytes`) of a picture with a verdict, or an error.
+
+        One that the sources name twice has the first position, whether or not it was known when it was met again.
+        """
         verdict = sha256 if error is None else None
         self._write(
-            "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+            "position = iif(pass = excluded.pass, min(position, excluded.position), excluded.position), "
+            "pass = excluded.pass, stamp = excluded.stamp, num_bytes = excluded.num_bytes, sha256 = excluded.sha256, "
+            "verdict = excluded.verdict, error = excluded.error",
             (id, self.number, position, stamp, num_bytes, sha256, verdict, error),
         )
 
     def _write(self, statement, values):
-        with full_disk(self.path):
+        with writing_to(self.path):
             num_changed = self._sql.execute(statement, values).rowcount
         self.num_new += num_changed
         return num_changed
 
     def commit(self, reopen=True):
         """Ends the transaction: what was added until now outlives this process."""
-        with full_disk(self.path):
+        with writing_to(self.path):
             self._sql.execute("COMMIT")
             self.num_new = 0
             if reopen:
@@ -311,8 +322,8 @@ class Ledger:
             yield id, num_bytes, sha256, error, judged
 
 
-class full_disk:
-    """Makes of SQLite's words for a disk that is full, or a limit that is reached, an `OSError` with a way on."""
+class writing_to:
+    """Makes an `OSError` with a way on of what is raised when a file cannot be written."""
 
     def __init__(self, path):
         self.path = path
@@ -321,10 +332,12 @@ class full_disk:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, (sqlite3.OperationalError, OSError)) and not isinstance(error, Timeout):
+            is_locked = "locked" in str(error)  # by a scan that reuses it
+            way = "wait for the process that reads it" if is_locked else "make room, or let this user write there"
             raise OSError(
-                f"{self.path} could not be written ({error}): make room, then start the same command again; nothing "
-                "that was finished is lost"
+                f"{self.path} could not be written ({getattr(error, 'strerror', None) or error}): {way}, and start "
+                "the same command again; nothing that was finished is lost"
             ) from error
 
 
@@ -343,7 +356,7 @@ def read_record(path):
     path = path if path.name.endswith(".ledger") else path.with_name(f"{path.name}.ledger")
     if not path.is_file():
         raise ValueError(f"there is no {path}, which lies beside the rows of a scan")
-    sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
     try:
         found = {name: json.loads(value) for name, value in sql.execute("SELECT name, value FROM about")}
         return {**found["about"], "made": found["made"]}

@@ -27,7 +27,7 @@ from safeqwen.judging.verdict import reason_of
 from safeqwen.pictures.errors import printable
 from safeqwen.pictures.source import read_bytes
 from safeqwen.scan import INSTALL
-from safeqwen.scan.ledger import Judged, Ledger
+from safeqwen.scan.ledger import Judged, Ledger, writing_to
 from safeqwen.scan.rows import RowMaker, is_flagged, rows_file, rows_writer
 from safeqwen.scan.similar import near_identical, perceptual_hash
 from safeqwen.scan.sources import Access, Place, Sources
@@ -421,7 +421,7 @@ def _reason(text, id):
 
 def write_rows(ledger, path, maker, counts):
     """Writes the rows of the ledger's pass to a file, in one step, and returns their [`Summary`]."""
-    with rows_writer(path, maker.categories, maker.policy) as write:
+    with writing_to(path), rows_writer(path, maker.categories, maker.policy) as write:
         return _summarize(ledger, maker, counts, write)
 
 

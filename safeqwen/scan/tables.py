@@ -33,7 +33,7 @@ def jsonl_places(path, access):
                 try:
                     row = json.loads(line)
                     value = _cell(row, access)
-                except ValueError as error:  # no UTF-8, no JSON, no column
+                except (ValueError, RecursionError) as error:  # no UTF-8, no JSON or one that is too deep, no column
                     yield broken(id, f"is no row with a picture ({one_line(error)})")
                     continue
                 yield from _places(id, value, folder, access)
@@ -133,7 +133,9 @@ class _RowGroup:
 
                     file = parquet.ParquetFile(self.path)
                     self.batches = file.iter_batches(BATCH_SIZE, row_groups=[self.group], columns=[self.column])
-                for cell in next(self.batches).column(0):
+                if (batch := next(self.batches, None)) is None:
+                    raise OSError("it has fewer rows than it says")
+                for cell in batch.column(0):
                     self.cells[self.num_read] = cell
                     self.num_read += 1
                 for old in [number for number in self.cells if number < self.num_read - BATCH_SIZE - KEPT]:
@@ -152,7 +154,7 @@ class _Row:
 
         try:
             value = self.rows.get(self.i)
-        except (pyarrow.ArrowException, OSError, StopIteration) as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise UnreadableImage(f"{self.id}: cannot be read ({one_line(error)}); get the file anew") from None
         return self.access.bytes_of(value, self.folder, self.id)
 

@@ -1,7 +1,15 @@
-"""What the tests of scanning share: drawings, the demo's engine, and what a scan wrote."""
+"""What the tests of scanning share: drawings, the demo's engine, the command, processes, what a scan wrote."""
+
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
 
 import pytest
 
+import safeqwen.commands.scan
+import safeqwen_cli
 from safeqwen import load
 from safeqwen.judging.engine import Engine
 from safeqwen.scan.rows import read_rows
@@ -45,3 +53,44 @@ def engine():
 
     engine._judge_batch = counted
     return engine
+
+
+@pytest.fixture
+def command(engine, monkeypatch):
+    """`safeqwen scan` with some arguments, in this process and with the model that is loaded already."""
+    monkeypatch.setattr(safeqwen.commands.scan, "load_model", lambda args: (engine.model, engine.processor))
+    return lambda *arguments: safeqwen_cli.main(["scan", *map(str, arguments)])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (of a signal minus its number), and what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def forked(call):
+    """Calls a function (-> exit code) in a process of its own, and returns how that [`Ended`]."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = os.fork()
+        if child == 0:
+            become(call, out.fileno(), err.fileno())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0), err.seek(0)
+        return Ended(code, out.read(), err.read())
+
+
+def become(call, out=1, err=2):
+    """Ends this process, which was forked, with what the function returns; its output goes to two descriptors."""
+    code = 99
+    try:
+        os.dup2(out, 1), os.dup2(err, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        code = call()
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -1,8 +1,10 @@
 """A scan: exactly one row a picture, whatever the pictures are and whenever it stops."""
 
+import contextlib
 import http.server
 import json
 import os
+import random
 import shutil
 import signal
 import threading
@@ -170,6 +172,56 @@ def test_a_scan_that_is_killed_anywhere_goes_on_and_gives_the_rows_of_one_that_w
         assert engine.num_judged - before == summary.counts.num_judged <= 24
         assert without_time(read_rows(out)) == without_time(whole)
     assert killed == 7
+
+
+def test_kills_at_random_moments_of_one_scan_give_the_rows_of_an_undisturbed_one(engine, tmp_path):
+    folder, rng = tmp_path / "in", random.Random(0)
+    paths = drawings(folder, 90, seed=7_000_000)
+    for i, path in enumerate(paths[:4]):
+        shutil.copy(path, folder / f"{i:03d}_copy.png")
+        Image.open(path).resize((60, 60)).save(folder / f"{i:03d}_small.png")
+        moving = [Image.open(paths[j]).convert("RGB") for j in range(i, i + 4)]
+        moving[0].save(folder / f"{i:03d}_moving.gif", save_all=True, append_images=moving[1:])
+        (folder / f"{90 + i}_bad.png").write_bytes(path.read_bytes()[: 300 * i])
+    started = time.monotonic()
+    run(engine, folder, tmp_path / "whole.jsonl")
+    seconds = time.monotonic() - started
+    whole = without_time(read_rows(tmp_path / "whole.jsonl"))
+    assert len(whole) == 106 and sum(row["error"] is not None for row in whole) == 4
+
+    out, num_killed = tmp_path / "rows.jsonl", 0
+    for left in range(8, 0, -1):
+        child = os.fork()
+        if child == 0:
+            run(engine, folder, out)
+            os._exit(0)
+        time.sleep(rng.uniform(0, 2 * seconds / left))
+        os.kill(child, signal.SIGKILL)
+        num_killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        if out.exists():  # it may have been killed behind the end
+            assert without_time(read_rows(out)) == whole
+    assert num_killed
+    run(engine, folder, out)
+    assert without_time(read_rows(out)) == whole
+
+
+def test_a_picture_that_is_listed_twice_is_one_row_at_its_first_place_wherever_the_scan_was_stopped(
+    engine, pictures, tmp_path
+):
+    names = [f"in/{i:03d}.png" for i in (0, 1, 0, 2, 3, 4, 5, 6, 7, 8, 1, 9, 2)]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    expected = [str(tmp_path / name) for name in dict.fromkeys(names)]
+
+    def stop(counts):
+        if counts.num_met >= after:
+            raise Stopped
+
+    for after in (2, 9, 12, 99):
+        out = tmp_path / f"rows{after}.jsonl"
+        with contextlib.suppress(Stopped):
+            run(engine, tmp_path / "list.txt", out, progress=stop)
+        run(engine, tmp_path / "list.txt", out)
+        assert [*rows_of(out)] == expected
 
 
 def test_an_exception_anywhere_keeps_what_was_finished(engine, pictures, tmp_path):

@@ -40,6 +40,19 @@ def test_a_place_is_there_once_with_what_is_new_of_it_and_in_the_order_of_the_so
         assert ledger.counts() == (2, 0)
 
 
+def test_a_place_that_is_named_twice_stays_where_it_was_first_but_not_in_the_next_pass(tmp_path):
+    with Ledger(tmp_path / "l", ABOUT) as ledger:
+        for position, id in enumerate(("a", "b", "a")):
+            ledger.add_place(id, "1", position, error="gone")
+        assert [id for id, *_ in ledger.places()] == ["a", "b"]
+        ledger.end_pass()
+        for position, id in enumerate(("b", "a", "b")):
+            assert not ledger.has_met(id, "2", position)  # as if none was through yet
+        for position, id in enumerate(("b", "a", "b")):
+            ledger.add_place(id, "2", position, error="gone")
+        assert [id for id, *_ in ledger.places()] == ["b", "a"]
+
+
 def test_a_place_cannot_speak_of_a_verdict_that_is_not_there_nor_have_neither_nor_both(tmp_path):
     with Ledger(tmp_path / "l", ABOUT) as ledger:
         with pytest.raises(sqlite3.IntegrityError):
