@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 
 HOME = tempfile.TemporaryDirectory(
     prefix="safeqwen-home-", ignore_cleanup_errors=True
 )  # FiftyOne's database goes last
 os.environ |= {"HOME": HOME.name, "FIFTYONE_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # Ray's workers start elsewhere
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

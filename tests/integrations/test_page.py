@@ -1,4 +1,4 @@
-"""The code of docs/integrations.md runs as it stands there."""
+"""The code of docs/integrations.md runs as it stands there: Curator's pipeline on Ray, FiftyOne's dataset."""
 
 from test_readme import folder, run_page  # noqa: F401
 

@@ -16,6 +16,7 @@ JSON gives back unchanged:
     policy_fingerprint  str    sha256 of the policy's JSON; null without one
 """
 
+import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -31,13 +32,14 @@ from safeqwen.scan.rows import policy_fingerprint
 
 
 try:
-    from loguru import logger
     from nemo_curator.stages.base import ProcessingStage
     from nemo_curator.stages.resources import Resources
     from nemo_curator.tasks import ImageBatch
 except ModuleNotFoundError as error:
     raise ImportError(f"{__name__} needs {error.name}: pip install nemo-curator") from error
 
+
+logger = logging.getLogger(__name__)
 
 KEY = "safeqwen"  # in `ImageObject.metadata`
 
@@ -111,7 +113,7 @@ class SafetyFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
             image.metadata[KEY] = fields | self._fingerprints
             if verdict.error is not None:
                 num_errors += 1
-                logger.warning(f"{image.image_id or image.image_path}: not judged: {verdict.error}")
+                logger.warning("%s: not judged: %s", image.image_id or image.image_path, verdict.error)
             if not self.drop or passes(verdict):
                 passed.append(image)
         self._log_metrics({"num_dropped": len(task.data) - len(passed), "num_errors": num_errors})
