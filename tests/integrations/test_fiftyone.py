@@ -51,15 +51,21 @@ def test_fiftyone_takes_it_for_an_image_model_with_logits(model, judge):
 
 def test_apply_model_gives_each_sample_the_pipelines_verdict_on_its_file(model, judge, pictures, dataset):
     samples = dataset(**files_of(pictures))
-    samples.apply_model(model, label_field="safety", store_logits=True, batch_size=2, num_workers=0)
+    samples.apply_model(model, label_field="safety", store_logits=True, batch_size=2, num_workers=0, pin_memory=True)
     assert samples.values("safety.label") == list(pictures)
     for sample in samples:
-        assert isinstance(sample.safety, Classification)
+        assert isinstance(sample.safety, Classification) and len(sample.safety.logits) == len(model.classes)
         verdict = judge.verdict(sample.filepath)
         assert_close(sample.safety.confidence, verdict.score, rtol=0, atol=1e-5)
         assert_close(sample.safety.unsafe, verdict.unsafe, rtol=0, atol=1e-5)
     assert len(samples.match(F("safety.unsafe") > 0.5)) == 2
     assert not model.store_logits
+
+
+def test_apply_models_own_thresholds_leave_labels_out(model, pictures, dataset):
+    samples = dataset(**files_of(pictures))
+    samples.apply_model(model, label_field="safety", confidence_thresh=0.5, classes=["safe"])
+    assert samples.values("safety.label") == ["safe", None, None]
 
 
 def test_the_logits_are_the_guards_less_a_constant(model, judge, pictures):
@@ -134,9 +140,9 @@ def test_arrays_of_one_size_or_of_many_are_judged_in_their_order(model, arrays):
 
 
 def test_the_pipelines_policy_gives_the_action(judge, pictures, policy):
-    model = SafetyModel(SafetyPipeline(judge.model, judge.processor, policy=policy("block")))
-    actions = [label.action for label in model.predict_all(pictures.values())]
-    assert actions == ["allow", "block", "block"]
+    for settings, actions in [({}, ["allow", "block", "block"]), ({"mode": "shadow"}, ["allow"] * 3)]:
+        model = SafetyModel(SafetyPipeline(judge.model, judge.processor, policy=policy("block", **settings)))
+        assert [label.action for label in model.predict_all(pictures.values())] == actions
     assert "action" not in SafetyModel(judge).predict(pictures["safe"])
 
 

@@ -91,7 +91,7 @@ def to_classification(verdict, store_logits=False):
     Returns a `fiftyone.Classification` of a [`Verdict`].
 
     It has `label`, the likeliest category, and `confidence`, its probability in [0, 1]; beside them `unsafe`, which is
-    1 - p(safe), and with a policy `action`, which is "allow", "flag" or "block".
+    1 - p(safe), and with a policy `action`, which is what to do: "allow", "flag" or "block".
 
     Args:
         verdict ([`Verdict`])
