@@ -106,6 +106,34 @@ def test_a_harm_in_a_later_frame_counts(model, pictures, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
+def test_each_frame_of_a_video_has_its_label(model, arrays, dataset, monkeypatch, batch_size):
+    class Reader:
+        """In place of FFmpeg's: the frame that was read last, counted from 1, as eta's has it."""
+
+        def __init__(self, path, frames=None):
+            self.frame_number = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def __iter__(self):
+            for array in arrays.values():
+                self.frame_number += 1
+                yield array
+
+    monkeypatch.setattr(fom.etav, "FFmpegVideoReader", Reader)
+    samples = dataset(**{"0.mp4": b""})
+    video = samples.first()
+    video["metadata"] = fiftyone.VideoMetadata(total_frame_count=len(arrays))
+    video.save()
+    samples.apply_model(model, label_field="frames.safety", batch_size=batch_size)
+    assert samples.values("frames.safety.label") == [list(arrays)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
 def test_what_cannot_be_judged_has_no_label_and_is_logged(model, pictures, dataset, batch_size, caplog, monkeypatch):
     samples = dataset(
         **{"0.png": pictures["safe"], "1.png": pictures["suicide"], "2.png": b"GIF89a", "3.png": pictures["safe"]}

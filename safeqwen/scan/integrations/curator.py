@@ -54,7 +54,7 @@ class SafetyFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
     pictures stay, and `metadata` tells them apart.
 
     Args:
-        model (`str` or `os.PathLike`): a folder or Hub repository, as [`safeqwen.load`] takes it. Every worker has it.
+        model (`str` or `os.PathLike`): a folder or Hub repository, which every worker loads by [`safeqwen.load`].
         policy ([`SafetyPolicy`], `str` or `os.PathLike`, *optional*): decides; a policy, or the path of its file or
             folder. By default the one that lies beside the weights, if there is one.
         drop (`bool`): whether pictures are dropped.

@@ -21,7 +21,7 @@ class SafetyModel(fom.LogitsMixin, fom.SupportsGetItem, fom.TorchModelMixin, fom
     animation, on one paper. Frames of videos come as pixels.
 
     A picture that cannot be judged raises, and no label is made of it. With FiftyOne's `skip_failures=True`, its
-    default, the reason is logged, and the field stays empty for all samples of that `batch_size`.
+    default, the reason is logged, and the field is left as it was for all samples of the same batch.
 
     Args:
         judge ([`SafetyPipeline`]): its policy, else the model's own, decides.
@@ -36,8 +36,8 @@ class SafetyModel(fom.LogitsMixin, fom.SupportsGetItem, fom.TorchModelMixin, fom
 
     media_type = "image"
     has_logits = True
-    has_collate_fn = True  # TorchModelMixin's: the batch as it is
-    ragged_batches = False  # "may sizes not differ?": they may
+    has_collate_fn = True  # the mixin's, which gives a batch's paths as they are
+    ragged_batches = False  # FiftyOne's words for "batches need no tensors of one size"
     transforms = None
     preprocess = False  # there is nothing for FiftyOne to do or to leave out
     config = None  # `apply_model` looks there for thresholds that a model applies itself
