@@ -25,6 +25,7 @@ TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # What needs a network, several processes or a quarter of an hour.
 NOT_RUN_HERE = ("pip install", "make ", "torchrun", "accelerate launch", "python -m benchmarks", "--push")
 NOT_RUN_HERE += ("--judge-url", "lmms_eval", "safeqwen demo")
+ELSEWHERE = ("docs/pictograms.md", "docs/integrations.md")  # run with the README, and by tests/integrations
 RELEASED = ("etri-vilab/SafeQwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 
@@ -124,7 +125,7 @@ def test_the_readmes_code_runs_in_its_order_and_its_guard_passes_the_check_and_k
     assert float(re.search(r"our_logo +([\d.]+)%", judged)[1]) > 50
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if page != "docs/pictograms.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if page not in ELSEWHERE])
 def test_the_code_of_a_page_runs_in_its_order(page, folder):
     run_page(page, folder)
 
