@@ -173,6 +173,14 @@ def test_the_front_matter_is_a_model_cards():
     assert front_matter["pipeline_tag"] == "image-text-to-text"
 
 
+def test_the_readmes_figures_of_the_demo_are_its_checkpoints():
+    figures = json.loads((DEMO_CHECKPOINT / "figures.json").read_text(encoding="utf-8"))
+    about, one = TEXTS["README.md"].split("```bash\nmake demo\n```")[1].split("\n\n")[1], r"([\d.]+) % of\s([\d,]+)"
+    told = [(float(percent), int(n.replace(",", ""))) for percent, n in re.findall(one, about)]
+    known = [("verdict", "top1"), ("verdict_held_out_style", "top1"), ("answer", "refuses_or_helps_rightly")]
+    assert told == [(round(100 * figures[name][key], 2), figures[name]["n"]) for name, key in known]
+
+
 def test_the_table_of_the_demos_figures_is_that_of_its_metrics():
     metrics = json.loads((ROOT / "docs" / "pictograms" / "metrics.json").read_text(encoding="utf-8"))
     rows = re.findall(
