@@ -2,8 +2,8 @@
 
     python -m benchmarks.browser [--model PATH] [--rounds N]
 
-Needs the environment of tests/browser (`make test-demo`): Gradio, Playwright, and Chromium. Three ways from the bytes of
-one picture, in one process, one after the other; each round begins when the page has nothing left to do:
+Needs the environment of tests/browser (`make test-demo`): Gradio, Playwright and Chromium. Three ways from the bytes
+of one picture, in one process, one after the other; each round begins when the page has nothing left to do:
 
 - guard: `safeqwen.read_bytes`, the processor, `guard()`;
 - handler: what the server does of its own accord, up to the verdict's HTML;
@@ -31,30 +31,32 @@ from safeqwen.browser.visit import Judge
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 WARM_UP = 5  # rounds
-# Resolves when the heat map has come, too, with the times (ms since 1970) of what happened before. A timer that is set
-# when a frame begins fires after it is painted.
-DROP = """([name, base64]) => new Promise((resolve, reject) => {
+# Drops a file and notes the times (ms since 1970) of what follows. A timer that is set when a frame begins fires after
+# it is painted.
+DROP = """([name, base64]) => {
   const now = () => performance.timeOrigin + performance.now();
-  const times = {};
+  const times = (window.times = {});
   const look = () => {
     if (!times.inserted && document.querySelector("#verdicts .name")?.textContent === name) {
       times.inserted = now();
-      requestAnimationFrame(() => setTimeout(() => { times.shown = now(); look(); }));
+      requestAnimationFrame(() => setTimeout(() => { times.shown = now(); }));
     }
-    if (!times.shown || !document.querySelector("#heatmap img")?.alt.startsWith(name)) return;
-    observer.disconnect();
-    const upload = performance.getEntriesByType("resource").find(({ name }) => name.includes("/upload?"));
-    if (!upload) reject(new Error("no upload: " + JSON.stringify(performance.getEntriesByType("resource").map((e) => e.name))));
-    resolve({ ...times, uploaded: performance.timeOrigin + upload.responseEnd });
+    times.has_map = document.querySelector("#heatmap img")?.alt.startsWith(name);
+    if (times.inserted && times.has_map) window.watching.disconnect();
   };
-  const observer = new MutationObserver(look);
-  observer.observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+  window.watching = new MutationObserver(look);
+  window.watching.observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
   const dataTransfer = new DataTransfer();
   dataTransfer.items.add(new File([Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0))], name));
   performance.clearResourceTimings();
   times.dropped = now();
   document.querySelector("#pictures button:has(> input)").dispatchEvent(new DragEvent("drop", { dataTransfer }));
-})"""
+}"""
+SHOWN = """() => {
+  const upload = performance.getEntriesByType("resource").find(({ name }) => name.includes("/upload?"));
+  const { shown, has_map } = window.times;
+  return upload && shown && has_map && { ...window.times, uploaded: performance.timeOrigin + upload.responseEnd };
+}"""
 
 
 class TimedJudge(Judge):
@@ -88,7 +90,8 @@ def main(argv=None):
             guarded = time.perf_counter()
             verdicts_html([judge.verdict(data, "picture.png")])
             handled = time.perf_counter()
-            at = page.evaluate(DROP, [f"{i}.png", base64.b64encode(data).decode()])
+            page.evaluate(DROP, [f"{i}.png", base64.b64encode(data).decode()])
+            at = page.wait_for_function(SHOWN, polling=100).json_value()
             began, ended = 1000 * TimedJudge.began, 1000 * TimedJudge.ended
             rounds.append(
                 {
