@@ -154,6 +154,11 @@ def test_links_within_the_repository_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors[target.relative_to(ROOT).as_posix()], link
 
 
+def test_every_page_is_in_the_list_of_pages():
+    listed = re.findall(r"^\| \[[^]]+\]\((.+?)\)", TEXTS["docs/README.md"], re.MULTILINE)
+    assert sorted(f"docs/{name}" for name in (*listed, "README.md")) == sorted(PAGES[1:])
+
+
 def test_the_table_of_categories_is_the_taxonomy():
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([\w -]+) \|$", TEXTS["docs/categories.md"], re.MULTILINE)
     assert rows == [(str(i), category.name, category.group) for i, category in enumerate(CATEGORIES)]

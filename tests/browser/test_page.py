@@ -223,9 +223,9 @@ def test_a_picture_can_be_pasted_photographed_or_taken_from_the_examples(open_pa
     expect(page.locator("#verdicts .name")).to_have_text("cruelty.png")
     expect(page.locator("#verdicts tbody")).to_contain_text(re.compile("animal", re.I))
     page.get_by_role("button", name="Take a photograph").click()
-    page.locator("#photograph").get_by_role("button").first.click()  # lets the page see through the camera
-    page.locator("#photograph video").wait_for()
-    page.locator("#photograph").get_by_role("button", name="capture photo").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#photograph video').videoWidth > 0")
+    page.get_by_role("button", name="capture photo").click()
     expect(page.locator("#verdicts .name")).not_to_have_text("cruelty.png")
     expect(page.locator("#verdicts .decision")).to_be_visible()
 
