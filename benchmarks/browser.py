@@ -1,6 +1,6 @@
 """From a picture to its verdict on the page, against reading, preparing and guard() alone: medians, in turns.
 
-    python -m benchmarks.browser [--model PATH] [--rounds N]
+    python -m benchmarks.browser [--model PATH] [--rounds N] [--pixels N]
 
 Needs the environment of tests/browser (`make test-demo`): Gradio, Playwright and Chromium. Three ways from the bytes
 of one picture, in one process, one after the other; each round begins when the page has nothing left to do:
@@ -73,8 +73,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="(default: the demo checkpoint)")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--pixels", type=int, help="of the picture as judged (default: the processor's own)")
     args = parser.parse_args(argv)
     model, processor = safeqwen.load(args.model)
+    if args.pixels:
+        processor.image_processor.size = {"shortest_edge": args.pixels, "longest_edge": args.pixels}
     judge, data = Judge(model, processor), example_bytes("safe")  # its map has its name, which tells that it has come
     engine, app.Judge = judge.pipeline.engine, TimedJudge
     blocks = browser.launch(model, processor, block=False)
