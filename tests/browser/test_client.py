@@ -69,6 +69,7 @@ def test_no_path_and_no_url_stands_for_an_upload(address, path):
     event = httpx.post(call, json={"data": [file, "", False]}).json()["event_id"]
     told = httpx.get(f"{call}/{event}", timeout=30).text
     assert "event: error" in told and "event: complete" not in told
+    assert ("got a link" in told) == path.startswith("https:")  # by us, before Gradio would fetch it
 
 
 def test_of_two_visitors_who_send_the_same_file_at_once_the_second_learns_why_it_was_not_judged(address, weapon):
