@@ -155,6 +155,11 @@ def test_links_within_the_repository_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors[target.relative_to(ROOT).as_posix()], link
 
 
+def test_every_page_is_in_the_list_of_pages():
+    listed = re.findall(r"^\| \[[^]]+\]\((.+?)\)", TEXTS["docs/README.md"], re.MULTILINE)
+    assert sorted(f"docs/{name}" for name in (*listed, "README.md")) == sorted(PAGES[1:])
+
+
 def test_the_table_of_categories_is_the_taxonomy():
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([\w -]+) \|$", TEXTS["docs/categories.md"], re.MULTILINE)
     assert rows == [(str(i), category.name, category.group) for i, category in enumerate(CATEGORIES)]
@@ -172,6 +177,13 @@ def test_the_front_matter_is_a_model_cards():
     assert front_matter["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert front_matter["library_name"] == "transformers"
     assert front_matter["pipeline_tag"] == "image-text-to-text"
+
+
+def test_the_readmes_figures_of_the_demo_are_its_checkpoints():
+    figures = json.loads((DEMO_CHECKPOINT / "figures.json").read_text(encoding="utf-8"))
+    told = re.findall(r"([\d.]+) % of\s([\d,]+)", TEXTS["README.md"].split("\n## ")[0])
+    known = [("verdict", "top1"), ("verdict_held_out_style", "top1"), ("answer", "refuses_or_helps_rightly")]
+    assert told == [(f"{100 * figures[name][key]:.1f}", f"{figures[name]['n']:,}") for name, key in known]
 
 
 def test_the_table_of_the_demos_figures_is_that_of_its_metrics():
