@@ -24,6 +24,7 @@ import logging
 import os
 import pickle
 import socket
+import sys
 from dataclasses import replace
 
 import torch
@@ -46,7 +47,7 @@ CALLS = 2  # windows that an actor has in work at a time
 @contextlib.contextmanager
 def connected(address=None):
     """
-    Connects to a Ray cluster, and says nothing of Ray's own to the terminal meanwhile.
+    Connects to a Ray cluster, if this process is not, and says nothing of Ray's own to the terminal meanwhile.
 
     Args:
         address (`str`, *optional*): HOST:PORT, or "auto" for the cluster that this machine is part of. By default
@@ -59,9 +60,13 @@ def connected(address=None):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of actors is warned of on stderr
     try:
+        import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise ImportError(f"--engine ray needs {error.name}: {INSTALL_RAY}") from error
+        raise ImportError(f"--engine ray needs Ray ({error}): {INSTALL_RAY}") from error
+    if ray.is_initialized():
+        yield
+        return
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # its files keep the log
             handler.setLevel(logging.CRITICAL)
@@ -71,21 +76,22 @@ def connected(address=None):
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"there is no Ray cluster at {address}: {one_line(error)}") from None
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray says that an actor died
+            yield
     finally:
         ray.shutdown()
 
 
 def _check_reachable(address):
     """Raises a `ValueError` if nobody listens at HOST:PORT. Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
     host, _, port = address.rpartition(":")
-    if "://" in address or host and not port.isdecimal():
+    if "/" in host or not host or not port.isdecimal():
         raise ValueError(
             f"--address takes HOST:PORT of a Ray cluster, or auto; got {address}. Start the command on a machine of "
             "the cluster"
         )
-    if not host:
-        return
     try:
         socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
     except OSError as error:
