@@ -4,7 +4,7 @@ The actor of a scan on several machines, which is one for pipelines of one's own
 It needs no Ray: a batch is a dict of arrays. In Ray Data it goes
 
     dataset = ray.data.read_binary_files("pictures", include_paths=True).rename_columns({"path": "id"})
-    pool = ray.data.ActorPoolStrategy(size=2)  # of actors, each with a model
+    pool = ray.data.ActorPoolStrategy(size=1)  # actors, each with a model and a core; the reading needs one more
     dataset.map_batches(Judge, batch_size=64, compute=pool).write_parquet("rows")
 """
 
