@@ -141,6 +141,7 @@ def scan(
         ValueError, OSError, ImportError: as `local.scan`.
     """
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     check_libraries()
     processor = load_processor(DEMO_CHECKPOINT if model is None else model, **hub)
@@ -170,7 +171,7 @@ def scan(
             batch_size=1,
             fn_constructor_kwargs={
                 "model": model,
-                "settings": {**settings, "dtype": dtype, "device": device, **hub},
+                "settings": {**settings, "dtype": dtype, "device": device or (None if has_gpu else "cpu"), **hub},
                 "expected": expected,
                 "known": [known],
                 "folder": os.getcwd(),
@@ -187,8 +188,8 @@ def scan(
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for found in map(pickle.loads, batch["found"].to_pylist()):
                     _keep(keeper, found)
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(f"the actors are lost: {_last_line(error)}") from None
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise RuntimeError(f"Ray gave up: {_last_line(error)}") from None
         return keeper.counts
 
     return keep(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import fsspec
 import pytest
@@ -26,12 +27,12 @@ def memory():
 
 
 def test_a_folder_gives_its_pictures_by_their_names_in_order_and_says_what_it_does_not_open(memory):
-    for name in ("b.png", "a 50%.jpg", "sub/c::d.PNG", "shard.tar", "notes.md"):
+    for name in ("b.png", "a 50%.jpg", "sub/c.PNG", "shard.tar", "notes.md"):
         memory(f"pictures/{name}", name.encode())
     sources = Sources([f"{URI}/"])
     places = [*sources]
     assert [place.id for place in places] == [
-        f"{URI}/{name}" for name in ("a 50%.jpg", "b.png", "shard.tar", "sub/c::d.PNG")
+        f"{URI}/{name}" for name in ("a 50%.jpg", "b.png", "shard.tar", "sub/c.PNG")
     ]
     assert sources.num_left_out == 1
     for place in places:
@@ -54,7 +55,7 @@ def test_a_changed_file_has_another_stamp_and_one_that_is_gone_or_too_large_is_a
     fsspec.filesystem("memory").rm("/bucket/pictures/a.png")
     with pytest.raises(UnreadableImage, match="cannot be read"):
         first.load()
-    with pytest.raises(UnreadableImage, match=f"^{URI}/a.png: "):
+    with pytest.raises(UnreadableImage, match=re.escape(f"{URI}/a.png: ")):
         read_place(f"{URI}/a.png")
 
 
