@@ -224,6 +224,8 @@ def _keep(keeper, found):
         raise RuntimeError(found)
     for item, judged in found:
         if item.error is None and keeper.ledger.knows(item.sha256):
+            if judged is not None:  # a copy, in another window
+                keeper.counts.seconds += judged.seconds
             judged = None
         keeper.found(item, judged)
     keeper.commit()

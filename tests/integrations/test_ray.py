@@ -141,6 +141,7 @@ def test_whatever_the_source_is_a_row_is_that_of_one_machine_and_copies_share_a_
 
     reused = run(engine, ["shard.tar", "in/bad.png"], "other.jsonl", reuse="here.jsonl.ledger")
     assert (reused.counts.num_judged, reused.counts.num_copies, reused.num_errors) == (0, 24, 1)
+    assert reused.counts.seconds == 0 < summary.counts.seconds
 
 
 def test_the_command_scans_on_a_cluster_and_prints_what_it_found(pictures, tmp_path, capsys):
