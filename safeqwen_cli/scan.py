@@ -34,6 +34,7 @@ def add_parser(commands):
     scan.add_argument(
         "--out", type=Path, metavar="OUT", help="rows: a file ending in .jsonl or .parquet, or a folder for rows.jsonl"
     )
+    scan.add_argument("--upload", metavar="URI", help="copy the rows there at the end, e.g. s3://bucket/rows.parquet")
     scan.add_argument("--sample", type=positive, metavar="N", help="judge N of them, say what all would show and cost")
     scan.add_argument(
         "--policy",

@@ -34,6 +34,7 @@ from safeqwen.scan import local
 from safeqwen.scan.local import check_libraries, sample
 from safeqwen.scan.rows import rows_file
 from safeqwen.scan.sources import Access, Sources
+from safeqwen.scan.storage import check_storage, is_storage, upload
 
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
@@ -66,6 +67,10 @@ def _scan(args):
     if args.out is None and args.sample is None:
         raise ValueError("--out is missing: give a file that ends in .jsonl or .parquet, or a folder")
     out = args.out and rows_file(args.out)
+    if out and is_storage(str(args.out).replace(":/", "://")):  # a Path has one slash less
+        raise ValueError("--out is a local path, as the ledger lies beside the rows: --upload copies them to a URI")
+    if args.upload:
+        check_storage(args.upload, is_source=False)
     places = Sources(args.sources, access, exclude=[out] if out else [])
     settings = {
         "access": access,
@@ -89,6 +94,8 @@ def _scan(args):
         reuse = args.reuse and _ledger_of(args.reuse)
         with Progress(places, args.quiet) as progress:
             summary = scan(args.sources, out, **settings, reuse=reuse, made=made, progress=progress)
+    if args.upload:
+        upload(out, args.upload)
     _print_summary(summary, out)
     return int(bool(summary.num_errors))
 

@@ -1,10 +1,10 @@
 """
 The actor of a scan on several machines, which is one for pipelines of one's own, too: pictures in, a scan's rows out.
 
-It needs no Ray: a batch is a table, or a dict of arrays. In Ray Data it goes
+It needs no Ray: a batch is a dict of arrays. In Ray Data it goes
 
     dataset = ray.data.read_binary_files("pictures", include_paths=True).rename_columns({"path": "id"})
-    pool = ray.data.ActorPoolStrategy(size=2)  # of actors, each with a model
+    pool = ray.data.ActorPoolStrategy(size=1)  # actors, each with a model and a core; the reading needs one more
     dataset.map_batches(Judge, batch_size=64, compute=pool).write_parquet("rows")
 """
 
@@ -80,30 +80,29 @@ class Judge:
         Returns the rows of a batch (`pyarrow.Table`).
 
         Args:
-            batch (`pyarrow.Table` or `dict[str, np.ndarray]`): with the columns "id" and "bytes", those of a picture's
-                file, or null. Others are passed on.
+            batch (`dict[str, np.ndarray]`, or of lists): with the columns "id" and "bytes", those of a picture's file,
+                or `None`. Others are passed on.
 
         Raises:
             ValueError: if it lacks one of these, or another has the name of a row's field.
         """
         import pyarrow
 
-        batch = batch if isinstance(batch, pyarrow.Table) else pyarrow.table(batch)
-        others = [name for name in batch.column_names if name not in ("id", "bytes")]
-        if missing := [name for name in ("id", "bytes") if name not in batch.column_names]:
-            raise ValueError(f"the batch lacks {' and '.join(missing)}; it has {', '.join(batch.column_names)}")
+        others = [name for name in batch if name not in ("id", "bytes")]
+        if missing := [name for name in ("id", "bytes") if name not in batch]:
+            raise ValueError(f"the batch lacks {' and '.join(missing)}; it has {', '.join(batch)}")
         if taken := [name for name in others if name in FIELDS]:
             raise ValueError(f"{', '.join(taken)}: the rows have fields of this name; rename the batch's columns")
-        places = [Place(str(i), partial(_given, value)) for i, value in enumerate(batch["bytes"].to_pylist())]
+        places = [Place(str(i), partial(_given, value)) for i, value in enumerate(batch["bytes"])]
         found = sorted(self.judge(map(Item, places, range(len(places)))), key=lambda pair: pair[0].position)
         verdicts = {item.sha256: judged for item, judged in found if judged is not None}
         rows = [
             self.maker.row((str(id), item.num_bytes, item.sha256, item.error, verdicts.get(item.sha256)))
-            for id, (item, _) in zip(batch["id"].to_pylist(), found)
+            for id, (item, _) in zip(batch["id"], found)
         ]
         table = pyarrow.Table.from_pylist(rows, rows_schema(self.maker.categories, self.maker.policy))
         for name in others:
-            table = table.append_column(batch.schema.field(name), batch[name])
+            table = table.append_column(name, pyarrow.array([*batch[name]]))
         return table
 
     def judge(self, items, knows=lambda sha256: False):

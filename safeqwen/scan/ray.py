@@ -24,6 +24,7 @@ import logging
 import os
 import pickle
 import socket
+import sys
 from dataclasses import replace
 
 import torch
@@ -46,7 +47,7 @@ CALLS = 2  # windows that an actor has in work at a time
 @contextlib.contextmanager
 def connected(address=None):
     """
-    Connects to a Ray cluster, and says nothing of Ray's own to the terminal meanwhile.
+    Connects to a Ray cluster, if this process is not, and says nothing of Ray's own to the terminal meanwhile.
 
     Args:
         address (`str`, *optional*): HOST:PORT, or "auto" for the cluster that this machine is part of. By default
@@ -59,9 +60,13 @@ def connected(address=None):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of actors is warned of on stderr
     try:
+        import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise ImportError(f"--engine ray needs {error.name}: {INSTALL_RAY}") from error
+        raise ImportError(f"--engine ray needs Ray ({error}): {INSTALL_RAY}") from error
+    if ray.is_initialized():
+        yield
+        return
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # its files keep the log
             handler.setLevel(logging.CRITICAL)
@@ -71,21 +76,22 @@ def connected(address=None):
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"there is no Ray cluster at {address}: {one_line(error)}") from None
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray says that an actor died
+            yield
     finally:
         ray.shutdown()
 
 
 def _check_reachable(address):
     """Raises a `ValueError` if nobody listens at HOST:PORT. Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
     host, _, port = address.rpartition(":")
-    if "://" in address or host and not port.isdecimal():
+    if "/" in host or not host or not port.isdecimal():
         raise ValueError(
             f"--address takes HOST:PORT of a Ray cluster, or auto; got {address}. Start the command on a machine of "
             "the cluster"
         )
-    if not host:
-        return
     try:
         socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
     except OSError as error:
@@ -135,6 +141,7 @@ def scan(
         ValueError, OSError, ImportError: as `local.scan`.
     """
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     check_libraries()
     processor = load_processor(DEMO_CHECKPOINT if model is None else model, **hub)
@@ -164,7 +171,7 @@ def scan(
             batch_size=1,
             fn_constructor_kwargs={
                 "model": model,
-                "settings": {**settings, "dtype": dtype, "device": device, **hub},
+                "settings": {**settings, "dtype": dtype, "device": device or (None if has_gpu else "cpu"), **hub},
                 "expected": expected,
                 "known": [known],
                 "folder": os.getcwd(),
@@ -181,8 +188,8 @@ def scan(
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for found in map(pickle.loads, batch["found"].to_pylist()):
                     _keep(keeper, found)
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(f"the actors are lost: {_last_line(error)}") from None
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise RuntimeError(f"Ray gave up: {_last_line(error)}") from None
         return keeper.counts
 
     return keep(
@@ -217,6 +224,8 @@ def _keep(keeper, found):
         raise RuntimeError(found)
     for item, judged in found:
         if item.error is None and keeper.ledger.knows(item.sha256):
+            if judged is not None:  # a copy, in another window
+                keeper.counts.seconds += judged.seconds
             judged = None
         keeper.found(item, judged)
     keeper.commit()

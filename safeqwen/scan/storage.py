@@ -23,12 +23,17 @@ def is_storage(source):
     return scheme is not None and scheme[1].lower() not in ("http", "https", "file")
 
 
-def check_storage(uri):
-    """Raises a `ValueError` if there is nothing at a URI, its file system is not known, or it holds a password."""
+def check_storage(uri, is_source=True):
+    """
+    Raises a `ValueError` if a file system does not answer or is not known, if the URI holds a password, or if there is
+    nothing at the URI of a source.
+    """
+    if not is_storage(uri):
+        raise ValueError(f"expected a URI of cloud storage, such as s3://bucket/rows.parquet, got {uri}")
     if urlsplit(uri).password is not None:
         raise ValueError(f"{without_secrets(uri)}: give keys by the environment; a URI is written into the rows")
     _, _, info = _opened(uri)
-    if info.type.name == "NotFound":
+    if is_source and info.type.name == "NotFound":
         raise ValueError(f"there is no {uri}; check the URI")
 
 
@@ -66,6 +71,19 @@ def read_storage(uri):
     except ValueError as error:
         raise UnreadableImage(str(error)) from None
     return _read(files, path, uri)
+
+
+def upload(path, uri):
+    """
+    Copies a file (`Path`) to a URI, where it replaces what is there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    files, target, _ = _opened(uri)
+    copy_files(str(path.absolute()), target, source_filesystem=LocalFileSystem(), destination_filesystem=files)
 
 
 def _opened(uri):
