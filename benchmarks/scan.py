@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 import safeqwen
@@ -192,6 +193,7 @@ def kills(folder, args):
     def start(out):
         child = os.fork()
         if child == 0:  # the model is loaded here: torch's threads do not come along
+            torch.set_num_threads(torch.get_num_threads())  # sets its pool up anew before several threads do
             scan(load_engine(args), [str(pictures)], out, batch_size=BATCH_SIZE)
             os._exit(0)
         return child

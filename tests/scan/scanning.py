@@ -7,6 +7,7 @@ import traceback
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 import safeqwen.commands.scan
 import safeqwen_cli
@@ -15,6 +16,9 @@ from safeqwen.judging.engine import Engine
 from safeqwen.scan.rows import read_rows
 from tools.demo.pictograms import draw
 
+
+# A forked process sets torch's thread pool up anew at its first use, which fails if two threads come to it at once.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 SEED = 5_000_000
 HARMS = ("safe", "suicide", "weapon_related_violence", "drug_related_hazards", "terrorism")
