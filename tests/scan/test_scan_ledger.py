@@ -61,6 +61,16 @@ def test_a_place_cannot_speak_of_a_verdict_that_is_not_there_nor_have_neither_no
             ledger.add_place("a", None, 0)
 
 
+def test_what_is_known_moves_to_where_the_sources_have_it_now(tmp_path):
+    with Ledger(tmp_path / "l", ABOUT) as ledger:
+        ledger.add_verdict(SHA, judged())
+        for position, id in enumerate(("a", "b", "c")):
+            ledger.add_place(id, "1", position, sha256=SHA)
+        ledger.end_pass()
+        assert all(ledger.has_met(id, "1", position) for position, id in enumerate(("c", "a", "b")))
+        assert [id for id, *_ in ledger.places()] == ["c", "a", "b"]
+
+
 def test_what_was_committed_outlives_the_process_and_the_rest_is_looked_at_again(tmp_path):
     child = os.fork()
     if child == 0:
