@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +21,7 @@ from tools.demo.pictograms import draw
 # A forked process sets torch's thread pool up anew at its first use, which fails if two threads come to it at once.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
+NOBODY = 65534
 SEED = 5_000_000
 HARMS = ("safe", "suicide", "weapon_related_violence", "drug_related_hazards", "terrorism")
 
@@ -57,6 +59,19 @@ def engine():
 
     engine._judge_batch = counted
     return engine
+
+
+@contextmanager
+def as_nobody():
+    """As a user to whom permissions apply, which they do not to root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.fixture

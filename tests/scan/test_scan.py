@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,8 @@ from PIL import Image
 from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
-from safeqwen.scan.local import sample, scan
+from safeqwen.scan import local
+from safeqwen.scan.local import Counts, sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
 from safeqwen.scan.sources import Access, read_place
 
@@ -39,9 +41,8 @@ def policy_of(engine, **kwargs):
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_row_is_the_models_verdict_on_that_picture(engine, pictures, tmp_path, suffix):
     policy = policy_of(engine, unsafe_threshold=0.3)
-    Image.new("RGB", (60, 40)).save(
-        pictures / "moving.gif", save_all=True, append_images=[Image.open(pictures / "001.png")]
-    )
+    frames = [Image.open(pictures / name).convert("RGB") for name in ("000.png", "001.png")]
+    frames[0].save(pictures / "moving.gif", save_all=True, append_images=frames[1:])
     summary = run(engine, pictures, tmp_path / f"rows{suffix}", policy=policy, model_fingerprint="f" * 64)
     assert (summary.num_rows, summary.num_errors) == (13, 0)
     rows = rows_of(tmp_path / f"rows{suffix}")
@@ -322,6 +323,22 @@ def test_a_sample_says_what_all_would_show_and_writes_nothing(engine, pictures, 
     assert again.labels == summary.labels, "the draw is the same each time"
     assert sample(engine, [str(pictures)], 50)[0].num_rows == 12
     assert {*tmp_path.rglob("*")} == before
+
+
+def test_a_sample_is_drawn_from_all_places_alike_and_in_their_order(engine, pictures, monkeypatch):
+    drawn = []
+
+    def draw_only(engine, ledger, places, **settings):
+        drawn.append([place.id for place in places])
+        return Counts()
+
+    monkeypatch.setattr(local, "judge_places", draw_only)
+    for seed in range(400):
+        sample(engine, [str(pictures)], 3, seed=seed)
+    assert all(len(set(ids)) == 3 and ids == sorted(ids) for ids in drawn)
+    often = Counter(id for ids in drawn for id in ids)
+    # Each of 12 is drawn 100 times of 400, give or take five standard deviations of 8.7.
+    assert len(often) == 12 and all(56 < count < 144 for count in often.values())
 
 
 def test_a_guard_that_may_not_judge_is_refused_before_anything_is_written(engine, pictures, tmp_path, monkeypatch):

@@ -4,9 +4,12 @@ import json
 import os
 import signal
 import sqlite3
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scanning import as_nobody
 
 from safeqwen.scan.ledger import Judged, Ledger, read_record
 
@@ -152,6 +155,37 @@ def test_verdicts_are_taken_over_from_a_ledger_of_the_same_model_alone(tmp_path)
             third.reuse(tmp_path / "new")
         with pytest.raises(ValueError, match="there is no ledger"):
             third.reuse(tmp_path / "nowhere")
+
+
+def test_a_ledger_that_nobody_writes_to_is_read_where_nothing_can_be_written():
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        folder, other = Path(folder), Path(other)
+        with Ledger(folder / "old.ledger", ABOUT) as ledger:
+            ledger.add_verdict(SHA, judged())
+        folder.chmod(0o555)
+        other.chmod(0o777)
+        with as_nobody():
+            assert read_record(folder / "old")["sources"] == ["a"]
+            with Ledger(other / "new.ledger", ABOUT) as ledger:
+                ledger.reuse(folder / "old.ledger")
+                assert ledger.knows(SHA)
+            with pytest.raises(
+                OSError, match=r"could not be written \(Permission denied\): .*let this user write there"
+            ):
+                Ledger(folder / "new.ledger", ABOUT).__enter__()
+        folder.chmod(0o755)
+
+
+def test_a_scan_is_refused_while_another_reads_its_ledger(tmp_path, monkeypatch):
+    with Ledger(tmp_path / "old", ABOUT) as old:
+        old.add_verdict(SHA, judged())
+    connect = sqlite3.connect
+    with Ledger(tmp_path / "new", ABOUT) as new:
+        new.reuse(tmp_path / "old")
+        assert new.knows(SHA)
+        monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, timeout=0))
+        with pytest.raises(OSError, match="wait for the process that reads it, and start the same command again"):
+            Ledger(tmp_path / "old", ABOUT).__enter__()
 
 
 def test_the_record_says_what_a_scan_was_of(tmp_path):

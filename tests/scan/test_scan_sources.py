@@ -10,18 +10,14 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from scanning import drawings
+from scanning import as_nobody, drawings
 
 from safeqwen.pictures import UnreadableImage
 from safeqwen.scan.sources import Access, Sources, read_place
-
-
-NOBODY = 65534
 
 
 def png(colour="red"):
@@ -40,18 +36,6 @@ def loaded(*sources, **kwargs):
         except UnreadableImage as error:
             found[place.id] = str(error)
     return found
-
-
-@contextmanager
-def as_nobody():
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
