@@ -16,7 +16,7 @@ from safeqwen.browser.visit import Judge
 
 
 expect.set_options(timeout=20_000)
-
+IN_THE_QUEUE = re.compile("/queue/join")  # what waits for the model
 
 RECORD = """() => {
   window.seen = {};
@@ -46,12 +46,17 @@ def detail_of(url):
     return float(np.abs(np.diff(np.asarray(pixels, dtype=float))).mean())
 
 
-def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open_page, send, weapon):
+def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open_page, send, weapon, monkeypatch):
+    verdict, is_asked = Judge.verdict, threading.Event()
+    monkeypatch.setattr(Judge, "verdict", lambda *args: is_asked.wait(20) and verdict(*args))
     page = open_page()
     page.evaluate(RECORD)
     page.get_by_label("Ask about the picture").fill("What is this?")
-    send(page, ("weapon.png", weapon))
-    page.get_by_role("button", name="Ask").click()  # no verdict was waited for
+    with page.expect_response(IN_THE_QUEUE):
+        send(page, ("weapon.png", weapon))
+    with page.expect_response(IN_THE_QUEUE):
+        page.get_by_role("button", name="Ask").click()
+    is_asked.set()
     expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
     expect(page.locator("#verdicts")).to_contain_text("weapon-related")
     seen = page.evaluate("window.seen")
