@@ -10,6 +10,8 @@ background, "drawings" PNGs of 112 x 112.
 
 - **speed**: a whole scan, against `Engine.judge` on the same batches, prepared before; in one process, in turns, and
   the ratio's median with its smallest and largest value. "second" is the same scan once more, against the first.
+  "judging_thread" is the same ratio of the CPU time of the thread that judges: with OMP_NUM_THREADS=1 what is left
+  where reading has other cores for itself, and what others on the machine do not lengthen.
 - **memory**: the resident set of the process while one scan runs, and how much it grows behind the first fifth.
 - **kills**: one scan that is killed (SIGKILL) again and again, at moments drawn so that they spread over all of it,
   against one that was left alone: whether the rows are the same, but for the fields of time.
@@ -110,22 +112,25 @@ def speed(folder, args):
     pictures = collection(folder / "in", args.num or 1000, args.kind)
     paths = sorted(pictures.iterdir())
     frames = [frame for path in paths for frame in engine.prepare(safeqwen.read_image(path))]
-    second, size = [], WINDOW * BATCH_SIZE
+    second, judging, size = [], {"ours": [], "theirs": []}, WINDOW * BATCH_SIZE
 
     def ours(i):
         out = folder / f"{i}.jsonl"
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
         scan(engine, [str(pictures)], out, batch_size=BATCH_SIZE)
         ended = time.perf_counter()
+        judging["ours"].append(time.thread_time() - busy)
         scan(engine, [str(pictures)], out, batch_size=BATCH_SIZE)
         second.append((time.perf_counter() - ended) / (ended - started))
         return ended - started
 
     def theirs(i):
+        busy = time.thread_time()
         for start in range(0, len(frames), size):
             engine.judge(frames[start : start + size], batch_size=BATCH_SIZE)
+        judging["theirs"].append(time.thread_time() - busy)
 
-    theirs(0)  # warms up
+    theirs(0), judging["theirs"].clear()  # warms up
     pairs = interleave(ours, theirs, num_pairs=args.rounds, seconds=0, num_warmups=0)
     ratios = [first / alone for first, alone in pairs]
     return {
@@ -136,6 +141,7 @@ def speed(folder, args):
         "scan_seconds": statistics.median(first for first, _ in pairs),
         "model_seconds": statistics.median(alone for _, alone in pairs),
         "ratio": _spread(ratios),
+        "judging_thread": _spread([a / b for a, b in zip(judging["ours"], judging["theirs"])]),
         "second": _spread(second),
     }
 
@@ -213,7 +219,7 @@ def kills(folder, args):
     out = folder / "rows.jsonl"
     for left in range(args.kills, 0, -1):
         child = start(out)
-        time.sleep(rng.uniform(0, 2 * remaining / (left + 1)))
+        time.sleep(rng.uniform(0, 2 * remaining / (left + 2)))
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] != signal.SIGKILL:
             break  # it was through

@@ -122,6 +122,12 @@ def test_a_scan_again_takes_in_what_is_new_changed_or_mended_and_drops_what_is_g
     assert rows[str(pictures / "002.png")]["scores"] == rows[str(pictures / "001.png")]["scores"]
 
 
+def test_rows_that_lie_among_the_pictures_are_not_scanned(engine, pictures):
+    for _ in range(2):
+        summary = run(engine, pictures, pictures / "rows.parquet")
+        assert (summary.num_rows, summary.num_errors) == (12, 0)
+
+
 def test_near_identical_pictures_are_a_group_and_one_that_disagrees_is_shown(engine, pictures, tmp_path):
     drawing = Image.open(pictures / "000.png").convert("RGB")
     drawing.resize((48, 48)).save(pictures / "000_small.png")
@@ -346,6 +352,15 @@ def test_a_guard_that_may_not_judge_is_refused_before_anything_is_written(engine
     with pytest.raises(RuntimeError, match="untrained"):
         run(engine, pictures, tmp_path / "rows.jsonl")
     assert not [*tmp_path.glob("rows*")]
+
+
+def test_what_a_policy_in_shadow_would_do_counts_as_flagged(engine, pictures, tmp_path):
+    policy = replace(policy_of(engine, unsafe_threshold=0.3), mode="shadow")
+    summary = run(engine, pictures, tmp_path / "rows.jsonl", policy=policy)
+    rows = list(read_rows(tmp_path / "rows.jsonl"))
+    assert {row["decision"]["action"] for row in rows} == {"allow"}
+    assert [is_flagged(row) for row in rows] == [row["unsafe"] >= 0.3 for row in rows]
+    assert summary.num_flagged == sum(row["unsafe"] >= 0.3 for row in rows) > 0
 
 
 def test_rows_that_are_none_are_refused_with_their_line(tmp_path, engine, pictures):
