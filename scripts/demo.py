@@ -18,8 +18,8 @@ BROWSER = '.venv/bin/python -m pip install -e ".[demo]" && .venv/bin/safeqwen de
 
 
 def usage_code(readme=ROOT / "README.md"):
-    """The first Python block under the README's heading "Usage"."""
-    usage = readme.read_text(encoding="utf-8").split("\n## Usage\n", 1)[1]
+    """The first Python block under the README's heading "Ask about it"."""
+    usage = readme.read_text(encoding="utf-8").split("\n## Ask about it\n", 1)[1]
     return re.search(r"```python\n(.*?)```", usage, re.DOTALL).group(1)
 
 

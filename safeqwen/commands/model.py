@@ -48,11 +48,14 @@ def policy_of(args, model):
         OSError: if it cannot be read.
         ValueError: if it is broken, or for other categories or weights.
     """
-    if args.policy is None:
-        return model.safety_policy
+    return model.safety_policy if args.policy is None else given_policy(args, model.config.safety_categories)
+
+
+def given_policy(args, categories):
+    """Returns the policy ([`SafetyPolicy`]) that a given `--policy` names, as `policy_of` does."""
     if args.policy == "none":
         return None
-    policy = SafetyPolicy.load(args.policy, model.config.safety_categories)
+    policy = SafetyPolicy.load(args.policy, categories)
     if policy.model is not None:
         policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
     return policy

@@ -7,20 +7,34 @@ import shlex
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import transformers
 from tqdm import tqdm
 
-from safeqwen.commands.model import DEMO, hub_of, load_model, loaded, policy_of, source_of
+from safeqwen.commands.model import (
+    DEMO,
+    DEMO_WARNING,
+    given_policy,
+    hub_of,
+    load_model,
+    loaded,
+    policy_of,
+    source_of,
+)
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
+from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
+from safeqwen.judging.load import load_policy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.provenance import git_commit, package_versions
-from safeqwen.scan.local import check_libraries, sample, scan
+from safeqwen.scan import local
+from safeqwen.scan.local import check_libraries, sample
 from safeqwen.scan.rows import rows_file
 from safeqwen.scan.sources import Access, Sources
+from safeqwen.scan.storage import check_storage, is_storage, upload
 
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
@@ -48,46 +62,79 @@ def run(args):
 def _scan(args):
     check_libraries()  # before the model is loaded
     access = Access(timeout_s=args.timeout, private_networks=args.private_networks, column=args.column)
+    if args.engine != "ray" and (args.address or args.num_actors) or args.engine == "ray" and args.sample:
+        raise ValueError("--address and --num-actors are for --engine ray, which takes no --sample")
     if args.out is None and args.sample is None:
         raise ValueError("--out is missing: give a file that ends in .jsonl or .parquet, or a folder")
     out = args.out and rows_file(args.out)
+    if out and is_storage(str(args.out).replace(":/", "://")):  # a Path has one slash less
+        raise ValueError("--out is a local path, as the ledger lies beside the rows: --upload copies them to a URI")
+    if args.upload:
+        check_storage(args.upload, is_source=False)
     places = Sources(args.sources, access, exclude=[out] if out else [])
-    source = source_of(args.model)
-    model, processor = load_model(args)
-    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
-    engine = Engine(model, processor)
     settings = {
-        "policy": policy_of(args, model),
         "access": access,
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,
         "max_pixels": args.max_pixels,
     }
     if args.sample is not None:
-        summary, num_places, seconds = sample(engine, args.sources, args.sample, **settings)
+        engine, policy, _ = _loaded(args)
+        summary, num_places, seconds = sample(engine, args.sources, args.sample, policy=policy, **settings)
         _print_estimate(summary, num_places, seconds)
         return int(bool(summary.num_errors))
-    made = {
-        "model": DEMO if source is DEMO_CHECKPOINT else args.model,
-        "device": model.device.type,
-        "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
-        "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    reuse = args.reuse and _ledger_of(args.reuse)
-    with Progress(places, args.quiet) as progress:
-        summary = scan(
-            engine,
-            args.sources,
-            out,
-            **settings,
-            reuse=reuse,
-            model_fingerprint=fingerprint,
-            made=made,
-            progress=progress,
-        )
+    with (_on_ray if args.engine == "ray" else _here)(args) as (scan, device):
+        made = {
+            "model": DEMO if source_of(args.model) is DEMO_CHECKPOINT else args.model,
+            "device": device,
+            "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
+            "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        reuse = args.reuse and _ledger_of(args.reuse)
+        with Progress(places, args.quiet) as progress:
+            summary = scan(args.sources, out, **settings, reuse=reuse, made=made, progress=progress)
+    if args.upload:
+        upload(out, args.upload)
     _print_summary(summary, out)
     return int(bool(summary.num_errors))
+
+
+def _loaded(args):
+    """The engine of the model that is loaded here, the policy, and the fingerprint of the weights."""
+    source = source_of(args.model)
+    model, processor = load_model(args)
+    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
+    return Engine(model, processor), policy_of(args, model), fingerprint
+
+
+@contextlib.contextmanager
+def _here(args):
+    """Gives `scan` of `local` with what is known of the model, and on which device it is."""
+    engine, policy, fingerprint = _loaded(args)
+    yield partial(local.scan, engine, policy=policy, model_fingerprint=fingerprint), engine.model.device.type
+
+
+@contextlib.contextmanager
+def _on_ray(args):
+    """Gives `scan` of `ray` with what the model's files tell, which is not loaded here; and Ray for a device."""
+    from safeqwen.scan import ray
+
+    source, hub = source_of(args.model), hub_of(args)
+    if source is DEMO_CHECKPOINT:
+        say(DEMO_WARNING)
+    config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub))
+    categories = config.safety_categories
+    given = {
+        "categories": categories,
+        "model_fingerprint": loaded(source, lambda: weights_fingerprint(source, **hub)),
+        "policy": load_policy(source, categories, **hub) if args.policy is None else given_policy(args, categories),
+        "num_actors": args.num_actors,
+        "dtype": args.dtype,
+        "device": args.device,
+    }
+    with ray.connected(args.address):
+        yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given, **hub), "ray"
 
 
 def _ledger_of(path):

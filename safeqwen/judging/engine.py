@@ -241,7 +241,7 @@ class Engine:
                 pictures before it are yielded first.
             RuntimeError: as `judge`.
         """
-        window_size = WINDOW * batch_size if batch_size > 1 else 1
+        window_size = window_of(batch_size)
         budget = Budget(memory_budget)
 
         def refused(error, image=None):
@@ -332,6 +332,11 @@ class Engine:
         if device.type == "meta":  # of a model that accelerate has offloaded, which moves its inputs by itself
             return dict(inputs)
         return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def window_of(batch_size):
+    """Returns how many pictures (`int`) `judge_each` looks at together, to batch those of similar size."""
+    return WINDOW * batch_size if batch_size > 1 else 1
 
 
 def in_halves(call, items, describe):

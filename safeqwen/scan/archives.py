@@ -142,37 +142,58 @@ def zip_places(path, leave_out):
     names = Names(path)
     try:
         stamp = stamp_of(os.stat(path))
-        archive = zipfile.ZipFile(path)
+        archive = _Zip(path)
+        members = archive.members()
     except DAMAGED as error:
         yield broken(names.archive, f"the zip cannot be read ({one_line(error)}); get it anew")
         return
-    lock = threading.Lock()  # of the archive, which is closed when nobody holds a place of it any more
-    for member in archive.infolist():
+    for member in members:
         if member.filename.endswith("/"):  # a folder; is_dir cannot take a name that is empty
             continue
         if not member.filename.lower().endswith(PICTURES):
             try:
-                with lock, archive.open(member) as file:
-                    head = file.read(HEAD)
+                head = archive.read(member, HEAD)
             except (*DAMAGED, RuntimeError):
                 head = None  # loading it says why
             if head is not None and signature(head) is None:
                 leave_out()
                 continue
         id = names.id_of(member.filename)
-        yield Place(id, _ZipMember(archive, lock, member, id), stamp)
+        yield Place(id, _ZipMember(archive, member, id), stamp)
+
+
+class _Zip:
+    """A zip that is opened when it is read, by one thread at a time, and is closed when no place needs it any more."""
+
+    def __init__(self, path):
+        self.path, self.lock, self.file = path, threading.Lock(), None
+
+    def __reduce__(self):  # another process opens it anew
+        return _Zip, (self.path,)
+
+    def members(self):
+        with self.lock:
+            return self._opened().infolist()
+
+    def read(self, member, size=-1):
+        with self.lock, self._opened().open(member) as file:
+            return file.read(size)
+
+    def _opened(self):
+        if self.file is None:
+            self.file = zipfile.ZipFile(self.path)
+        return self.file
 
 
 class _ZipMember:
-    """Loads a member of an open zip."""
+    """Loads a member of a zip."""
 
-    def __init__(self, archive, lock, member, id):
-        self.archive, self.lock, self.member, self.id = archive, lock, member, id
+    def __init__(self, archive, member, id):
+        self.archive, self.member, self.id = archive, member, id
 
     def __call__(self):
         check_bytes(self.member.file_size, self.id, MAX_BYTES)
         try:
-            with self.lock:
-                return self.archive.read(self.member)
+            return self.archive.read(self.member)
         except (*DAMAGED, RuntimeError) as error:  # a RuntimeError: it is encrypted
             raise UnreadableImage(f"{self.id}: cannot be unpacked ({one_line(error)}); get the zip anew") from None

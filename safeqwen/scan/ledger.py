@@ -199,6 +199,12 @@ class Ledger:
             return False
         return self._write("INSERT INTO verdicts SELECT * FROM reused.verdicts WHERE sha256 = ?", (sha256,)) > 0
 
+    def known(self):
+        """Returns the sha256 of all pictures that `knows` says yes to (`frozenset[bytes]`)."""
+        names = [name for name in self._attached() if name in ("main", "reused")]
+        found = (self._sql.execute(f"SELECT sha256 FROM {name}.verdicts") for name in names)
+        return frozenset(sha256 for rows in found for (sha256,) in rows)
+
     def reuse(self, path):
         """
         Takes over, when asked for them, the verdicts of another scan's ledger.

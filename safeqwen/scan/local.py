@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safeqwen.judging.engine import WINDOW
+from safeqwen.judging.engine import window_of
 from safeqwen.judging.verdict import reason_of
 from safeqwen.pictures.errors import printable
 from safeqwen.pictures.source import read_bytes
@@ -128,6 +128,44 @@ def scan(
     if refusal := engine.model.refusal():
         raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
     engine.image_settings(max_pixels)  # raises if it is out of range
+    settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}
+    return keep(
+        lambda ledger, places: judge_places(engine, ledger, places, progress=progress, **settings),
+        sources,
+        out,
+        categories=engine.categories,
+        dtype=engine.model.dtype,
+        max_pixels=max_pixels,
+        policy=policy,
+        access=access,
+        reuse=reuse,
+        model_fingerprint=model_fingerprint,
+        made=made,
+    )
+
+
+def keep(
+    judge,
+    sources,
+    out,
+    *,
+    categories,
+    dtype,
+    max_pixels,
+    policy=None,
+    access=None,
+    reuse=None,
+    model_fingerprint=None,
+    made=None,
+):
+    """
+    Keeps what comes of a scan, whoever judges: the ledger, and the rows at the end. Returns their [`Summary`].
+
+    Args:
+        judge (callable): ([`Ledger`], places) -> [`Counts`]. Puts a verdict or an error of each place into the ledger.
+        categories (`list[str]`), dtype (`torch.dtype`), max_pixels (`int`, *optional*): of the model that judges.
+        sources, out, policy, access, reuse, model_fingerprint, made: as `scan` takes them, with the same errors.
+    """
     rows, access = rows_file(out), access or Access()
     places = Sources(sources, access, exclude=[rows])
     ledger = rows.with_name(f"{rows.name}.ledger")
@@ -135,8 +173,8 @@ def scan(
         "sources": [source if "://" in source else str(Path(source).absolute()) for source in sources],
         "column": access.column,
         "model_fingerprint": model_fingerprint,
-        "categories": engine.categories,
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "categories": categories,
+        "dtype": str(dtype).removeprefix("torch."),
         "max_pixels": max_pixels,
         "policy": policy and policy.to_dict(),
     }
@@ -146,19 +184,11 @@ def scan(
     with Ledger(ledger, about, made) as ledger:
         if reuse is not None:
             ledger.reuse(reuse)
-        counts = judge_places(
-            engine,
-            ledger,
-            places,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_pixels=max_pixels,
-            progress=progress,
-        )
+        counts = judge(ledger, places)
         ledger.commit()
         if not sum(ledger.counts()):
             raise ValueError(f"there is no picture in {', '.join(map(printable, sources))}; nothing was written")
-        summary = write_rows(ledger, rows, RowMaker(engine.categories, policy, model_fingerprint), counts)
+        summary = write_rows(ledger, rows, RowMaker(categories, policy, model_fingerprint), counts)
         ledger.end_pass()
     summary.num_left_out = places.num_left_out
     return summary
@@ -210,35 +240,49 @@ def sample(engine, sources, num_pictures, *, policy=None, access=None, seed=0, *
 # ------------------------------------------------------------------------------------------------------------- judging
 
 
-def judge_places(
-    engine,
-    ledger,
-    places,
-    *,
-    batch_size=BATCH_SIZE,
-    num_workers=NUM_WORKERS,
-    max_pixels=None,
-    progress=None,
-):
+def judge_places(engine, ledger, places, *, progress=None, **settings):
     """
     Puts a verdict or an error into the ledger for each of the places, and returns the [`Counts`].
 
     Args:
         engine ([`Engine`]), ledger ([`Ledger`])
         places (iterable of [`Place`])
-        batch_size, num_workers, max_pixels, progress: as `scan` takes them.
+        progress, settings: as `scan` takes them; `settings` are `batch_size`, `num_workers` and `max_pixels`.
     """
-    counts = Counts()
-    waiting = {}  # sha256 -> the copies of a picture that is on its way through the engine
-    last_commit = time.monotonic()
+    keeper = Keeper(ledger, progress)
+    judge_items(engine, keeper.unmet(places), ledger.knows, keeper.found, keeper.commit, **settings)
+    return keeper.counts
 
-    def met(kind, amount=1):
-        setattr(counts, kind, getattr(counts, kind) + amount)
-        if progress is not None:
-            progress(counts)
 
-    def put(item):
-        ledger.add_place(
+class Keeper:
+    """
+    Puts into a ledger what comes of places, and counts it.
+
+    Args:
+        ledger ([`Ledger`])
+        progress (callable, *optional*): called with the [`Counts`] after each place.
+    """
+
+    def __init__(self, ledger, progress=None):
+        self.ledger, self.progress, self.counts = ledger, progress, Counts()
+        self.last_commit = time.monotonic()
+
+    def unmet(self, places):
+        """Yields an [`Item`] for each place that the ledger has not met. Commits now and then, whatever it finds."""
+        for position, place in enumerate(places):
+            if time.monotonic() - self.last_commit >= SECONDS_BETWEEN_COMMITS:
+                self.commit()
+            if self.ledger.has_met(place.id, place.stamp, position):
+                self._met("num_known")
+            else:
+                yield Item(place, position)
+
+    def found(self, item, judged):
+        """Puts what `judge_items` found of an item. Without `judged` and error the ledger knows the picture."""
+        if judged is not None:
+            self.ledger.add_verdict(item.sha256, judged)
+            self.counts.seconds += judged.seconds
+        self.ledger.add_place(
             item.place.id,
             item.place.stamp,
             item.position,
@@ -246,26 +290,56 @@ def judge_places(
             sha256=item.sha256,
             error=item.error,
         )
+        self._met("num_errors" if item.error is not None else "num_copies" if judged is None else "num_judged")
+
+    def commit(self):
+        """What was found until now outlives this process."""
+        self.ledger.commit()
+        self.last_commit = time.monotonic()
+
+    def _met(self, kind):
+        setattr(self.counts, kind, getattr(self.counts, kind) + 1)
+        if self.progress is not None:
+            self.progress(self.counts)
+
+
+def judge_items(
+    engine,
+    items,
+    knows,
+    found,
+    window_ended=None,
+    *,
+    batch_size=BATCH_SIZE,
+    num_workers=NUM_WORKERS,
+    max_pixels=None,
+):
+    """
+    Reads and judges pictures, each one of several copies once.
+
+    Args:
+        engine ([`Engine`])
+        items (iterable of [`Item`]): asked for by this thread alone, and never within a window of the engine's.
+        knows (callable): the sha256 of a picture -> whether there is a verdict on it already.
+        found (callable): called with each item, which has an error or a sha256, and with a [`Judged`], or `None` if
+            there is an error, or a verdict on the picture already.
+        window_ended (callable, *optional*): called after each whole window of the engine's.
+        batch_size, num_workers, max_pixels: as `scan` takes them.
+    """
+    waiting = {}  # sha256 -> the copies of a picture that is on its way through the engine
 
     def unknown():
-        """Yields the pictures to judge, and puts what needs no judging. It runs between two windows of the engine."""
-        nonlocal last_commit
-        for item in _read_ahead(ledger, places, num_workers, met):
-            if item.error is not None:
-                put(item)
-                met("num_errors")
-            elif ledger.knows(item.sha256):
-                put(item)
-                met("num_copies")
+        """Yields the pictures to judge; what needs no judging is found. It runs between two windows of the engine."""
+        for item in _read_ahead(items, num_workers):
+            if item.error is not None or knows(item.sha256):
+                item.data = None
+                found(item, None)
             elif item.sha256 in waiting:
                 item.data = None
                 waiting[item.sha256].append(item)
             else:
                 waiting[item.sha256] = [item]
                 yield item
-            if time.monotonic() - last_commit >= SECONDS_BETWEEN_COMMITS:
-                ledger.commit()
-                last_commit = time.monotonic()
 
     verdicts = engine.judge_each(
         unknown(),
@@ -275,36 +349,24 @@ def judge_places(
         max_pixels=max_pixels,
         thumbnails=False,
     )
-    window = WINDOW * batch_size if batch_size > 1 else 1
+    window = window_of(batch_size)
     for number, verdict in enumerate(verdicts, start=1):
-        judged, *copies = waiting.pop(verdict.image.sha256)
-        if verdict.error is None:
-            ledger.add_verdict(judged.sha256, _judged(judged, verdict))
-            counts.seconds += verdict.seconds
-        for item in (judged, *copies):
-            item.error = _reason(verdict.error, judged.place.id)
-            put(item)
-        if verdict.error is None:
-            counts.num_copies += len(copies)
-            met("num_judged")
-        else:
-            met("num_errors", 1 + len(copies))
-        if number % window == 0:
-            ledger.commit()
-            last_commit = time.monotonic()
-    return counts
+        first, *copies = waiting.pop(verdict.image.sha256)
+        judged = None if verdict.error is not None else _judged(first, verdict)
+        for item in (first, *copies):
+            item.error = _reason(verdict.error, first.place.id)
+            found(item, judged if item is first else None)
+        if number % window == 0 and window_ended is not None:
+            window_ended()
 
 
-def _read_ahead(ledger, places, num_workers, met):
-    """Yields an [`Item`] for each place that the ledger has not met, in their order; threads read some ahead."""
+def _read_ahead(items, num_workers):
+    """Yields the items in their order with their bytes, or why there are none; threads read some ahead."""
     pending = deque()
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         try:
-            for position, place in enumerate(places):
-                if ledger.has_met(place.id, place.stamp, position):
-                    met("num_known")
-                    continue
-                pending.append(pool.submit(_load, Item(place, position)))
+            for item in items:
+                pending.append(pool.submit(_load, item))
                 if len(pending) > 2 * num_workers:
                     yield pending.popleft().result()
             while pending:

@@ -168,7 +168,7 @@ def rows_writer(path, categories, policy=None):
         import pyarrow
         from pyarrow import parquet
 
-        schema, waiting = _schema(categories, policy), []
+        schema, waiting = rows_schema(categories, policy), []
         with parquet.ParquetWriter(partial, schema) as file:
 
             def write(row):
@@ -184,8 +184,8 @@ def rows_writer(path, categories, policy=None):
             flush()
 
 
-def _schema(categories, policy):
-    """Arrow's schema of the rows: dictionaries are structs, so that `scores.safe` is a column of its own."""
+def rows_schema(categories, policy=None):
+    """Returns Arrow's schema of the rows: dictionaries are structs, so that `scores.safe` is a column of its own."""
     import pyarrow
 
     names = {TEXT: pyarrow.string(), NUMBER: pyarrow.float64(), WHOLE: pyarrow.int64(), "bool": pyarrow.bool_()}

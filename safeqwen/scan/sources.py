@@ -17,12 +17,14 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from safeqwen.pictures.decode import signature
 from safeqwen.pictures.errors import UnreadableImage, printable
 from safeqwen.pictures.source import read_path, read_text
+from safeqwen.scan.storage import check_storage, is_storage, read_storage, storage_files
 
 
 PICTURES = (
@@ -44,7 +46,8 @@ class Place:
     Args:
         id (`str`): unique in a scan; see `safeqwen.scan.rows`.
         load (callable): () -> the `bytes` of the picture's file. Raises an [`UnreadableImage`]. Called at most once,
-            by any thread, and of the places of one file in about their order.
+            by any thread, and of the places of one file in about their order. It can be pickled: another process may
+            load the picture.
         stamp (`str`, *optional*): size and times of the file, which change when the picture may have changed; `None`
             if nobody can tell.
     """
@@ -85,6 +88,8 @@ class Access:
             raise UnreadableImage(f"{id}: is an empty text; expected a path or a URL")
         if is_url(value) or value[:5].lower() == "data:":
             return read_text(value, timeout_s=self.timeout_s, private_networks=self.private_networks)[0]
+        if is_storage(value):
+            return read_storage(value)
         return read_path(os.path.join(folder, value))[0]
 
 
@@ -94,8 +99,8 @@ class Sources:
 
     Args:
         sources (`list[str]`): each a folder, a glob, a URL, a picture, a list (`LISTS`: a path or URL a line, paths
-            counted from its folder), JSONL, a tar (also a WebDataset shard), a zip, Parquet, or a folder that
-            `Dataset.save_to_disk` wrote.
+            counted from its folder), JSONL, a tar (also a WebDataset shard), a zip, Parquet, a folder that
+            `Dataset.save_to_disk` wrote, or the URI of a folder or picture in cloud storage (see `storage`).
         access ([`Access`])
         exclude (`list[str]`): paths of files that are not looked at, such as the scan's own.
 
@@ -111,14 +116,20 @@ class Sources:
         self.exclude = {os.path.abspath(path) for path in exclude}
         self.num_left_out = 0
         for source in self.sources:
-            if not is_url(source) and not os.path.lexists(source) and next(glob.iglob(source, recursive=True), 0) == 0:
+            if is_storage(source):
+                check_storage(source)
+            elif (
+                not is_url(source) and not os.path.lexists(source) and next(glob.iglob(source, recursive=True), 0) == 0
+            ):
                 raise ValueError(f"there is no {printable(source)}; check the path")
 
     def __iter__(self):
         self.num_left_out = 0
         walked = set()
         for source in self.sources:
-            if is_url(source) or os.path.lexists(source):
+            if is_storage(source):
+                yield from self._stored(source)
+            elif is_url(source) or os.path.lexists(source):
                 yield from self._named(source, walked)
             else:
                 for path in sorted(glob.iglob(source, recursive=True)):
@@ -127,7 +138,7 @@ class Sources:
     def _named(self, source, walked):
         """Of a source, or of a path that a list names: it is a picture whatever it is called."""
         if is_url(source):
-            yield Place(text_of(source), lambda: self.access.bytes_of(source, "", text_of(source)))
+            yield Place(text_of(source), partial(self.access.bytes_of, source, "", text_of(source)))
             return
         lower = source.lower()
         if os.path.isfile(source) and lower.endswith((".jsonl", ".ndjson")):
@@ -146,8 +157,8 @@ class Sources:
                 for line in lines:
                     if not (line := line.rstrip("\n").strip()):
                         continue
-                    if is_url(line):
-                        yield from self._named(line, walked)
+                    if is_uri(line):
+                        yield Place(text_of(line), partial(self.access.bytes_of, line, "", text_of(line)))
                     elif os.path.lexists(path := os.path.join(folder, line)):
                         yield from self._entry(path, walked, is_named=True)
                     else:
@@ -206,6 +217,17 @@ class Sources:
         for name in names:
             yield from self._entry(os.path.join(path, name), walked)
 
+    def _stored(self, uri):
+        """Of a folder, or a file, in cloud storage."""
+        for id, load, stamp, name in storage_files(uri):
+            lower = name.lower()
+            if lower.endswith(PICTURES) or id == uri:
+                yield Place(id, load, stamp)
+            elif lower.endswith((*TARS, ".zip", ".parquet")):
+                yield broken(id, "is not opened in cloud storage; copy it to a disk and scan it there", stamp)
+            else:
+                self.num_left_out += 1
+
     def _leave_out(self):
         self.num_left_out += 1
 
@@ -224,7 +246,7 @@ def read_place(id, access=None):
         UnreadableImage: if it cannot be read, or is not there any more.
     """
     access = access or Access()
-    if is_url(id):
+    if is_uri(id):
         return access.bytes_of(id, "", id)
     file, member, _ = id.partition(MEMBER)
     path = path_of(file)
@@ -244,13 +266,18 @@ def is_url(source):
     return source[:7].lower() == "http://" or source[:8].lower() == "https://"
 
 
+def is_uri(source):
+    """Whether a source (`str`) is an http(s) URL or the URI of a file in cloud storage (`bool`): no path."""
+    return is_url(source) or is_storage(source)
+
+
 def text_of(path):
     """Returns a path as the text of an id (`str`): a file:// URI if it is no UTF-8, or could be taken for a member."""
     try:
         path.encode()
     except UnicodeEncodeError:  # Python hands bytes that are no UTF-8 on as lone surrogates
-        return quote(os.fsencode(path), safe=":/?&=#%+") if is_url(path) else Path(path).absolute().as_uri()
-    return Path(path).absolute().as_uri() if MEMBER in path and not is_url(path) else path
+        return quote(os.fsencode(path), safe=":/?&=#%+") if is_uri(path) else Path(path).absolute().as_uri()
+    return Path(path).absolute().as_uri() if MEMBER in path and not is_uri(path) else path
 
 
 def path_of(text):
@@ -266,14 +293,19 @@ def stamp_of(status):
 def broken(id, reason, stamp=None):
     """Returns the [`Place`] of what cannot be read, whose `load` says so."""
 
-    def load():
-        raise UnreadableImage(f"{id}: {reason}")
+    return Place(id, partial(_refuse, f"{id}: {reason}"), stamp)
 
-    return Place(id, load, stamp)
+
+def _refuse(reason):
+    raise UnreadableImage(reason)
 
 
 def _file(path, status=None):
-    return Place(text_of(path), lambda: read_path(path)[0], status and stamp_of(status))
+    return Place(text_of(path), partial(_load, path), status and stamp_of(status))
+
+
+def _load(path):
+    return read_path(path)[0]
 
 
 def _may_be_picture(path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from functools import partial
 
 from safeqwen.pictures.errors import UnreadableImage, one_line
 from safeqwen.scan import INSTALL
@@ -69,7 +70,7 @@ def _place(id, value, folder, access, stamp):
                 stamp += stamp_of(os.stat(os.path.join(folder, path)))
             except (OSError, ValueError):
                 pass  # loading it says why
-    return Place(id, lambda: access.bytes_of(value, folder, id), stamp)
+    return Place(id, partial(access.bytes_of, value, folder, id), stamp)
 
 
 # ------------------------------------------------------------------------------------------------------------- Parquet
@@ -119,6 +120,9 @@ class _RowGroup:
     def __init__(self, path, column, group):
         self.path, self.column, self.group = path, column, group
         self.lock, self.cells, self.num_read, self.batches = threading.Lock(), {}, 0, None
+
+    def __reduce__(self):  # another process reads it anew
+        return _RowGroup, (self.path, self.column, self.group)
 
     def get(self, i):
         """What cell `i` holds. It is given once; one that lies far behind the last is not there any more."""

@@ -8,6 +8,8 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 
+from safeqwen.pictures.source import MAX_BYTES
+
 
 @pytest.fixture(scope="module")
 def client(address):
@@ -43,6 +45,19 @@ def test_a_program_that_sends_no_picture_learns_that_nothing_was_judged(client):
     assert "Nothing was judged" in result["note"]
 
 
+def test_the_page_is_served_to_this_computer_and_tells_nobody_else(address):
+    assert address.startswith("http://127.0.0.1:")
+    told = httpx.get(address).headers
+    assert "default-src 'self'" in told["content-security-policy"] and told["referrer-policy"] == "same-origin"
+    assert httpx.get(f"{address}config").json()["analytics_enabled"] is False
+
+
+def test_an_upload_that_is_too_large_is_refused(address):
+    upload = [("files", ("large.png", bytes(MAX_BYTES + 1)))]
+    assert httpx.post(f"{address}gradio_api/upload", files=upload, timeout=60).status_code == 413
+    assert not uploads()
+
+
 def test_judge_is_the_only_endpoint(client):
     assert [*client.view_api(return_format="dict")["named_endpoints"]] == ["/judge"]
 
@@ -54,6 +69,7 @@ def test_no_path_and_no_url_stands_for_an_upload(address, path):
     event = httpx.post(call, json={"data": [file, "", False]}).json()["event_id"]
     told = httpx.get(f"{call}/{event}", timeout=30).text
     assert "event: error" in told and "event: complete" not in told
+    assert ("got a link" in told) == path.startswith("https:")  # by us, before Gradio would fetch it
 
 
 def test_of_two_visitors_who_send_the_same_file_at_once_the_second_learns_why_it_was_not_judged(address, weapon):

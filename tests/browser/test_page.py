@@ -1,16 +1,22 @@
 """What visitors see in a real browser. Times are those of the page itself, in milliseconds."""
 
+import base64
 import io
 import re
+import threading
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
+from safeqwen import SafetyPolicy
+from safeqwen.browser.visit import Judge
+
 
 expect.set_options(timeout=20_000)
-
+IN_THE_QUEUE = re.compile("/queue/join")  # what waits for the model
 
 RECORD = """() => {
   window.seen = {};
@@ -34,18 +40,67 @@ def map_of(page):
     return page.locator("#heatmap img").get_attribute("src")
 
 
-def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open_page, send, weapon):
+def detail_of(url):
+    """How much neighbouring pixels of a picture differ, on average."""
+    pixels = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L")
+    return float(np.abs(np.diff(np.asarray(pixels, dtype=float))).mean())
+
+
+def test_the_verdict_stands_before_the_first_word_of_an_answer_that_streams(open_page, send, weapon, monkeypatch):
+    verdict, is_asked = Judge.verdict, threading.Event()
+    monkeypatch.setattr(Judge, "verdict", lambda *args: is_asked.wait(20) and verdict(*args))
     page = open_page()
     page.evaluate(RECORD)
     page.get_by_label("Ask about the picture").fill("What is this?")
-    send(page, ("weapon.png", weapon))
-    page.get_by_role("button", name="Ask").click()  # no verdict was waited for
+    with page.expect_response(IN_THE_QUEUE):
+        send(page, ("weapon.png", weapon))
+    with page.expect_response(IN_THE_QUEUE):
+        page.get_by_role("button", name="Ask").click()
+    is_asked.set()
     expect(page.locator("#conversation [aria-busy=false] .answer")).to_be_visible()
     expect(page.locator("#verdicts")).to_contain_text("weapon-related")
     seen = page.evaluate("window.seen")
     print(f"verdict after {seen['verdict']:.0f} ms, first word after {seen['answer']:.0f} ms")
     assert seen["verdict"] < seen["answer"]
     assert len({*seen["answers"]}) > 1  # it grew
+    expect(page.locator("#conversation .note")).to_have_count(0)  # the picture was judged when its question came
+
+
+def test_the_verdict_does_not_wait_for_the_map(open_page, send, weapon, monkeypatch):
+    heatmap, is_seen = Judge.heatmap, threading.Event()
+    monkeypatch.setattr(Judge, "heatmap", lambda *args: is_seen.wait(20) and heatmap(*args))
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#verdicts .decision")).to_be_visible(timeout=10_000)
+    is_seen.set()
+    expect(page.locator("#heatmap img")).to_be_visible()
+
+
+def test_the_policy_beside_the_weights_decides(open_page, send, weapon, loaded, monkeypatch):
+    model, _ = loaded
+    policy = SafetyPolicy(categories=model.config.safety_categories, actions={"unsafe": "block"})
+    monkeypatch.setattr(model, "safety_policy", policy, raising=False)
+    page = open_page()
+    send(page, ("weapon.png", weapon))
+    expect(page.locator("#verdicts .decision")).to_contain_text("block")
+
+
+def test_the_page_says_what_the_demo_knows_and_what_becomes_of_pictures(open_page):
+    page = open_page()
+    expect(page.locator(".about")).to_contain_text("It is not for moderation")
+    expect(page.locator(".about")).to_contain_text("Nothing is kept")
+
+
+def test_an_answer_that_fails_says_why(open_page, loaded, monkeypatch):
+    model, _ = loaded
+
+    def fail(**inputs):
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(model, "generate", fail)
+    page = open_page()
+    ask(page, "Who are you?")
+    expect(page.locator("#conversation .note")).to_contain_text("The answer has failed: no memory is left")
 
 
 def test_the_map_changes_with_category_and_opacity(open_page, send, weapon):
@@ -63,6 +118,17 @@ def test_the_map_changes_with_category_and_opacity(open_page, send, weapon):
     assert len({first, second, map_of(page)}) == 3
 
 
+def test_the_map_is_of_the_picture_that_was_chosen(open_page, send, weapon, harmless):
+    page = open_page()
+    send(page, ("first.png", harmless), ("last.png", weapon))
+    page.get_by_label("Show flagged pictures as they are").check()
+    shown = page.locator("#heatmap img")
+    expect(shown).to_have_attribute("alt", re.compile("^last.png"))
+    page.get_by_label("Picture", exact=True).click()
+    page.get_by_role("option", name="1: first.png").click()
+    expect(shown).to_have_attribute("alt", re.compile("^first.png"))
+
+
 def test_a_flagged_picture_is_blurred_until_it_is_asked_for(open_page, send, weapon):
     page = open_page()
     send(page, ("weapon.png", weapon))
@@ -71,8 +137,10 @@ def test_a_flagged_picture_is_blurred_until_it_is_asked_for(open_page, send, wea
     page.locator("#verdicts summary").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#verdicts .pictures img")).to_be_visible()
+    blurred = map_of(page)
     page.get_by_label("Show flagged pictures as they are").check()
     expect(page.locator("#heatmap figcaption")).not_to_contain_text("blurred")
+    assert detail_of(blurred) < 0.5 * detail_of(map_of(page))
 
 
 def test_a_flagged_picture_stops_the_answer_if_a_visitor_wants_it_so(open_page, send, weapon, harmless):
@@ -158,6 +226,13 @@ def test_a_picture_can_be_pasted_photographed_or_taken_from_the_examples(open_pa
     expect(page.locator("#verdicts .name")).to_have_text("pasted.png")
     page.get_by_role("button", name="cruelty").click()
     expect(page.locator("#verdicts .name")).to_have_text("cruelty.png")
+    expect(page.locator("#verdicts tbody")).to_contain_text(re.compile("animal", re.I))
+    page.get_by_role("button", name="Take a photograph").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#photograph video').videoWidth > 0")
+    page.get_by_role("button", name="capture photo").click()
+    expect(page.locator("#verdicts .name")).not_to_have_text("cruelty.png")
+    expect(page.locator("#verdicts .decision")).to_be_visible()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

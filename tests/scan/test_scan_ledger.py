@@ -144,12 +144,12 @@ def test_verdicts_are_taken_over_from_a_ledger_of_the_same_model_alone(tmp_path)
         old.add_verdict(SHA, judged())
     with Ledger(tmp_path / "new", {**ABOUT, "policy": {"version": 1}}) as new:
         new.reuse(tmp_path / "old")
-        assert new.knows(SHA) and not new.knows(bytes(32))
+        assert new.known() == {SHA} and new.knows(SHA) and not new.knows(bytes(32))
         new.add_place("a", None, 0, sha256=SHA)
         assert places(new) == [("a", None, [[0.75, 0.25]])]
     (tmp_path / "old").unlink()
     with Ledger(tmp_path / "new", {**ABOUT, "policy": {"version": 1}}) as new:
-        assert new.knows(SHA), "it is its own now"
+        assert new.knows(SHA) and new.known() == {SHA}, "it is its own now"
     with Ledger(tmp_path / "third", {**ABOUT, "max_pixels": 5000}) as third:
         with pytest.raises(ValueError, match="max_pixels is 5000, there it was null"):
             third.reuse(tmp_path / "new")

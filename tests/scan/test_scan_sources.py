@@ -4,6 +4,9 @@ import base64
 import io
 import json
 import os
+import pickle
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -194,6 +197,35 @@ def test_a_member_with_a_wrong_checksum_is_an_error_of_its_own(tmp_path):
     (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"oneone", b"onnone"))
     bad, good = loaded(tmp_path / "a.zip").values()
     assert "cannot be unpacked" in bad and good == b"two" * 50
+
+
+def test_a_place_of_any_kind_can_be_loaded_by_another_process(tmp_path):
+    pyarrow, datasets = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
+    from pyarrow import parquet
+
+    paths = drawings(tmp_path / "drawn", 3)
+    data = [path.read_bytes() for path in paths]
+    members = [(path.name, path.read_bytes()) for path in paths]
+    shard(tmp_path / "a.tar", members, "w")
+    shard(tmp_path / "b.tar.gz", members, "w:gz")
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    parquet.write_table(pyarrow.table({"image": data}), tmp_path / "d.parquet")
+    parquet.write_table(pyarrow.table({"images": [data]}), tmp_path / "e.parquet")
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps({"image": str(path)}) + "\n" for path in paths))
+    (tmp_path / "g.txt").write_text("drawn/000.png\ndrawn/gone.png\n")
+    saved = datasets.Dataset.from_dict({"image": [*map(str, paths)]}).cast_column("image", datasets.Image())
+    saved.save_to_disk(tmp_path / "h")
+    sources = [str(path) for path in sorted(tmp_path.iterdir())]
+    code = "import pickle, sys; [sys.stdout.buffer.write(place.load()) for place in pickle.load(sys.stdin.buffer)]"
+    places = [place for place in Sources(sources) if not place.id.endswith("gone.png")]
+    assert len(places) == 8 * 3 + 1
+    sent = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(places), capture_output=True, check=True)
+    assert sent.stdout == b"".join(data) * 7 + data[0] + b"".join(data)
+    broken = pickle.loads(pickle.dumps([*Sources([str(tmp_path / "g.txt")])][-1]))
+    with pytest.raises(UnreadableImage, match="no such file"):
+        broken.load()
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -1,0 +1,1 @@
+"""SafeQwen in other libraries' pipelines: NeMo Curator, FiftyOne."""

@@ -1,0 +1,115 @@
+"""
+Pictures in cloud storage, and in whatever else pyarrow's file systems reach by a URI.
+
+`s3://`, `gs://`, `abfss://` and `hdfs://` are pyarrow's own; `hf://datasets/...` and `fsspec+NAME://` are fsspec's.
+Keys and regions are looked for where each file system looks for them, such as in the environment.
+
+In a folder the name of a file says whether it is a picture: to look at first bytes would be a request each. Tar, zip,
+Parquet and lists are not opened there; each is an error that says so.
+"""
+
+import re
+from functools import partial
+from urllib.parse import quote, urlsplit
+
+from safeqwen.pictures.errors import UnreadableImage, check_bytes, one_line, without_secrets
+from safeqwen.pictures.source import MAX_BYTES
+from safeqwen.scan import INSTALL
+
+
+def is_storage(source):
+    """Whether a source (`str`) is a URI of such a file system (`bool`)."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
+    return scheme is not None and scheme[1].lower() not in ("http", "https", "file")
+
+
+def check_storage(uri, is_source=True):
+    """
+    Raises a `ValueError` if a file system does not answer or is not known, if the URI holds a password, or if there is
+    nothing at the URI of a source.
+    """
+    if not is_storage(uri):
+        raise ValueError(f"expected a URI of cloud storage, such as s3://bucket/rows.parquet, got {uri}")
+    if urlsplit(uri).password is not None:
+        raise ValueError(f"{without_secrets(uri)}: give keys by the environment; a URI is written into the rows")
+    _, _, info = _opened(uri)
+    if is_source and info.type.name == "NotFound":
+        raise ValueError(f"there is no {uri}; check the URI")
+
+
+def storage_files(uri):
+    """
+    Yields `(id, load, stamp, name)` for each file of a folder, and of the folders in it, or for the file at a URI.
+
+    `load()` returns the file's `bytes`, or raises an [`UnreadableImage`]; it can be sent to another process.
+    """
+    from pyarrow.fs import FileSelector
+
+    files, path, info = _opened(uri)
+    if info.type.name != "Directory":
+        yield uri, partial(_read, files, path, uri), _stamp(info), info.base_name
+        return
+    base, _, query = uri.partition("?")
+    unchanged = files.type_name.startswith("py::")  # fsspec takes a URI's path as it stands
+    for info in sorted(files.get_file_info(FileSelector(path, recursive=True)), key=lambda info: info.path):
+        if info.type.name != "File":
+            continue
+        inside = info.path[len(path.rstrip("/")) :]
+        id = base.rstrip("/") + (inside if unchanged else quote(inside)) + (query and f"?{query}")
+        yield id, partial(_read, files, info.path, id), _stamp(info), info.base_name
+
+
+def read_storage(uri):
+    """
+    Returns the `bytes` of the file at a URI.
+
+    Raises:
+        UnreadableImage: if it cannot be read.
+    """
+    try:
+        files, path, _ = _opened(uri)
+    except ValueError as error:
+        raise UnreadableImage(str(error)) from None
+    return _read(files, path, uri)
+
+
+def upload(path, uri):
+    """
+    Copies a file (`Path`) to a URI, where it replaces what is there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    files, target, _ = _opened(uri)
+    copy_files(str(path.absolute()), target, source_filesystem=LocalFileSystem(), destination_filesystem=files)
+
+
+def _opened(uri):
+    """The file system of a URI, the path in it, and what is there."""
+    try:
+        import pyarrow
+        from pyarrow.fs import FileSystem
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{uri} needs {error.name}: {INSTALL}") from error
+    try:
+        files, path = FileSystem.from_uri(uri)
+        return files, path, files.get_file_info(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{without_secrets(uri)}: cannot be opened ({one_line(error)})") from None
+
+
+def _read(files, path, id):
+    import pyarrow
+
+    try:
+        with files.open_input_file(path) as file:
+            check_bytes(file.size(), id, MAX_BYTES)
+            return file.read()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UnreadableImage(f"{id}: cannot be read ({one_line(error)})") from None
+
+
+def _stamp(info):
+    return f"{info.size}:{info.mtime_ns}"
