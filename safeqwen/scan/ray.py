@@ -152,7 +152,9 @@ def scan(
     kind = "GPU" if has_gpu else "CPU"
     num_units = int(ray.cluster_resources().get(kind, 0))
     if has_gpu and not num_units:  # Ray would wait for one without a word
-        raise ValueError(f"--device {device}: the Ray cluster has no GPU; start a machine with one, or leave --device out")
+        raise ValueError(
+            f"--device {device}: the Ray cluster has no GPU; add a machine with one, or leave --device out"
+        )
     num_actors = num_actors or max(1, num_units)
     dtype = str(dtype or default_dtype("cuda" if has_gpu else "cpu")).removeprefix("torch.")
     settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}

@@ -52,7 +52,7 @@ def storage_files(uri):
 
     files, path, info = _opened(uri)
     if info.type.name != "Directory":
-        yield uri, partial(_read, files, path, uri), _stamp(info), info.base_name
+        yield uri, partial(_read, files, path, uri), _stamp(files, info), info.base_name
         return
     base, _, query = uri.partition("?")
     unchanged = files.type_name.startswith("py::")  # fsspec takes a URI's path as it stands
@@ -61,7 +61,7 @@ def storage_files(uri):
             continue
         inside = info.path[len(path.rstrip("/")) :]
         id = base.rstrip("/") + (inside if unchanged else quote(inside)) + (query and f"?{query}")
-        yield id, partial(_read, files, info.path, id), _stamp(info), info.base_name
+        yield id, partial(_read, files, info.path, id), _stamp(files, info), info.base_name
 
 
 def read_storage(uri, private_networks=False):
@@ -77,8 +77,8 @@ def read_storage(uri, private_networks=False):
     """
     if not private_networks and (uri.partition("://")[0] not in PUBLIC or "?" in uri or "::" in uri):
         raise UnreadableImage(
-            f"{without_secrets(uri)}: may lead inside a private network; name s3://, gs:// or hf:// without a query, or "
-            "allow it with private_networks=True (--private-networks)"
+            f"{without_secrets(uri)}: may lead inside a private network; name s3://, gs:// or hf:// without a query, "
+            "or allow it with private_networks=True (--private-networks)"
         )
     try:
         files, path, _ = _opened(uri)
@@ -127,5 +127,7 @@ def _read(files, path, id):
         raise UnreadableImage(f"{id}: cannot be read ({one_line(error)})") from None
 
 
-def _stamp(info):
+def _stamp(files, info):
+    if info.mtime is None and hasattr(files, "handler"):  # fsspec's have times, sums or commits under various names
+        return files.handler.fs.ukey(info.path)
     return f"{info.size}:{info.mtime_ns}"

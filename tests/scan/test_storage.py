@@ -51,7 +51,8 @@ def test_a_changed_file_has_another_stamp_and_one_that_is_gone_or_too_large_is_a
     memory("pictures/a.png", b"one")
     memory("pictures/large.png", bytes(MAX_BYTES + 1))
     first, large = Sources([URI])
-    memory("pictures/a.png", b"other")
+    assert next(iter(Sources([URI]))).stamp == first.stamp
+    memory("pictures/a.png", b"two")  # of the same size
     assert next(iter(Sources([URI]))).stamp != first.stamp
     with pytest.raises(UnreadableImage, match="is larger than"):
         large.load()
