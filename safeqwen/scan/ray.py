@@ -150,7 +150,12 @@ def scan(
     Engine(None, processor).image_settings(max_pixels)  # raises if it is out of range
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if device is None else torch.device(device).type != "cpu"
     kind = "GPU" if has_gpu else "CPU"
-    num_actors = num_actors or max(1, int(ray.cluster_resources().get(kind, 0)))
+    num_units = int(ray.cluster_resources().get(kind, 0))
+    if has_gpu and not num_units:  # Ray would wait for one without a word
+        raise ValueError(
+            f"--device {device}: the Ray cluster has no GPU; add a machine with one, or leave --device out"
+        )
+    num_actors = num_actors or max(1, num_units)
     dtype = str(dtype or default_dtype("cuda" if has_gpu else "cpu")).removeprefix("torch.")
     settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}
     expected = {

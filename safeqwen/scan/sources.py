@@ -64,7 +64,7 @@ class Access:
 
     Args:
         timeout_s (`float`): seconds for one URL.
-        private_networks (`bool`): whether URLs may lead inside a private network.
+        private_networks (`bool`): whether URLs, and URIs in lists and rows, may lead inside a private network.
         column (`str`, *optional*): of JSONL, Parquet and datasets. By default "image", else "images".
     """
 
@@ -89,7 +89,7 @@ class Access:
         if is_url(value) or value[:5].lower() == "data:":
             return read_text(value, timeout_s=self.timeout_s, private_networks=self.private_networks)[0]
         if is_storage(value):
-            return read_storage(value)
+            return read_storage(value, self.private_networks)
         return read_path(os.path.join(folder, value))[0]
 
 

@@ -17,6 +17,11 @@ from safeqwen.pictures.source import MAX_BYTES
 from safeqwen.scan import INSTALL
 
 
+# The host of any other URI, or of one with a query, may be whatever who wrote it chose.
+PUBLIC = ("s3", "gs", "gcs", "hf")
+SECRETS = re.compile(r"[?&](client_secret|sig)=", re.IGNORECASE)  # of Azure
+
+
 def is_storage(source):
     """Whether a source (`str`) is a URI of such a file system (`bool`)."""
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
@@ -30,7 +35,7 @@ def check_storage(uri, is_source=True):
     """
     if not is_storage(uri):
         raise ValueError(f"expected a URI of cloud storage, such as s3://bucket/rows.parquet, got {uri}")
-    if urlsplit(uri).password is not None:
+    if urlsplit(uri).password is not None or SECRETS.search(uri):
         raise ValueError(f"{without_secrets(uri)}: give keys by the environment; a URI is written into the rows")
     _, _, info = _opened(uri)
     if is_source and info.type.name == "NotFound":
@@ -47,7 +52,7 @@ def storage_files(uri):
 
     files, path, info = _opened(uri)
     if info.type.name != "Directory":
-        yield uri, partial(_read, files, path, uri), _stamp(info), info.base_name
+        yield uri, partial(_read, files, path, uri), _stamp(files, info), info.base_name
         return
     base, _, query = uri.partition("?")
     unchanged = files.type_name.startswith("py::")  # fsspec takes a URI's path as it stands
@@ -56,16 +61,25 @@ def storage_files(uri):
             continue
         inside = info.path[len(path.rstrip("/")) :]
         id = base.rstrip("/") + (inside if unchanged else quote(inside)) + (query and f"?{query}")
-        yield id, partial(_read, files, info.path, id), _stamp(info), info.base_name
+        yield id, partial(_read, files, info.path, id), _stamp(files, info), info.base_name
 
 
-def read_storage(uri):
+def read_storage(uri, private_networks=False):
     """
-    Returns the `bytes` of the file at a URI.
+    Returns the `bytes` of the file at a URI that a list, a row or an id names.
+
+    Args:
+        uri (`str`)
+        private_networks (`bool`): whether it may lead to a host of its own choice.
 
     Raises:
-        UnreadableImage: if it cannot be read.
+        UnreadableImage: if it cannot be read, or may lead inside a private network.
     """
+    if not private_networks and (uri.partition("://")[0] not in PUBLIC or "?" in uri or "::" in uri):
+        raise UnreadableImage(
+            f"{without_secrets(uri)}: may lead inside a private network; name s3://, gs:// or hf:// without a query, "
+            "or allow it with private_networks=True (--private-networks)"
+        )
     try:
         files, path, _ = _opened(uri)
     except ValueError as error:
@@ -97,7 +111,9 @@ def _opened(uri):
         files, path = FileSystem.from_uri(uri)
         return files, path, files.get_file_info(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{without_secrets(uri)}: cannot be opened ({one_line(error)})") from None
+        shown = without_secrets(uri)
+        reason = one_line(str(error).replace(uri, shown))  # pyarrow repeats a URI with its keys
+        raise ValueError(f"{shown}: cannot be opened ({reason})") from None
 
 
 def _read(files, path, id):
@@ -111,5 +127,7 @@ def _read(files, path, id):
         raise UnreadableImage(f"{id}: cannot be read ({one_line(error)})") from None
 
 
-def _stamp(info):
+def _stamp(files, info):
+    if info.mtime is None and hasattr(files, "handler"):  # fsspec's have times, sums or commits under various names
+        return files.handler.fs.ukey(info.path)
     return f"{info.size}:{info.mtime_ns}"

@@ -244,6 +244,12 @@ def test_a_model_that_an_actor_cannot_load_or_that_is_another_is_one_refusal_in_
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "b.jsonl").exists()
 
 
+def test_a_gpu_that_the_cluster_does_not_have_is_not_waited_for(engine, pictures, tmp_path):
+    with pytest.raises(ValueError, match="--device cuda: the Ray cluster has no GPU"):
+        run(engine, [pictures], tmp_path / "rows.jsonl", device="cuda")
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
 @pytest.mark.parametrize(
     "address, reason",
     [("127.0.0.1:1", "nobody answers at 127.0.0.1:1"), ("ray://head:10001", "takes HOST:PORT"), ("head", "HOST:PORT")],

@@ -1,8 +1,10 @@
 """Pictures in cloud storage, as pyarrow's file systems have it: here fsspec's, in memory and on this disk."""
 
+import http.server
 import json
 import pickle
 import re
+import threading
 
 import fsspec
 import pytest
@@ -12,10 +14,11 @@ import safeqwen_cli
 from safeqwen.pictures import UnreadableImage
 from safeqwen.pictures.source import MAX_BYTES
 from safeqwen.scan.local import scan
-from safeqwen.scan.sources import Sources, read_place
+from safeqwen.scan.sources import Access, Sources, read_place
 
 
 URI = "fsspec+memory://bucket/pictures"
+TRUSTING = Access(private_networks=True)
 
 
 @pytest.fixture
@@ -41,14 +44,15 @@ def test_a_folder_gives_its_pictures_by_their_names_in_order_and_says_what_it_do
             with pytest.raises(UnreadableImage, match="is not opened in cloud storage"):
                 place.load()
         else:
-            assert place.load() == name == read_place(place.id) == pickle.loads(pickle.dumps(place)).load()
+            assert place.load() == name == read_place(place.id, TRUSTING) == pickle.loads(pickle.dumps(place)).load()
 
 
 def test_a_changed_file_has_another_stamp_and_one_that_is_gone_or_too_large_is_an_error(memory):
     memory("pictures/a.png", b"one")
     memory("pictures/large.png", bytes(MAX_BYTES + 1))
     first, large = Sources([URI])
-    memory("pictures/a.png", b"other")
+    assert next(iter(Sources([URI]))).stamp == first.stamp
+    memory("pictures/a.png", b"two")  # of the same size
     assert next(iter(Sources([URI]))).stamp != first.stamp
     with pytest.raises(UnreadableImage, match="is larger than"):
         large.load()
@@ -56,7 +60,7 @@ def test_a_changed_file_has_another_stamp_and_one_that_is_gone_or_too_large_is_a
     with pytest.raises(UnreadableImage, match="cannot be read"):
         first.load()
     with pytest.raises(UnreadableImage, match=re.escape(f"{URI}/a.png: ")):
-        read_place(f"{URI}/a.png")
+        read_place(f"{URI}/a.png", TRUSTING)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,8 @@ def test_a_changed_file_has_another_stamp_and_one_that_is_gone_or_too_large_is_a
     [
         (f"{URI}/nowhere", "there is no fsspec.*; check the URI"),
         ("s3://key:secret@bucket/pictures", "s3://bucket/pictures: give keys by the environment"),
+        ("s3://key:se/cret@bucket/pictures", "s3://bucket/pictures: cannot be opened"),
+        ("abfss://c@a.dfs.core.windows.net/in?sig=secret", "abfss://a.*/in: give keys by the environment"),
         ("nosuch://bucket/pictures", "nosuch://bucket/pictures: cannot be opened"),
     ],
 )
@@ -71,7 +77,49 @@ def test_a_source_that_is_not_there_or_tells_a_password_is_refused(uri, reason, 
     memory("pictures/a.png", b"one")
     with pytest.raises(ValueError, match=reason) as refusal:
         Sources([uri])
-    assert "secret" not in str(refusal.value)
+    assert "cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a.png?scheme=http&region=us-east-1&endpoint_override=",
+        "fsspec+http://",
+        "fsspec+simplecache://x::http://",
+        "hf://x::http://",
+        "hdfs://",
+    ],
+)
+def test_a_uri_that_a_list_or_a_row_names_reaches_no_host_of_its_own_choice(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"bytes"[: 5 * (self.command == "GET")])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        uri += f"127.0.0.1:{serving.server_address[1]}"
+        (tmp_path / "list.txt").write_text(uri)
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"image": uri}))
+        for place in Sources([str(tmp_path / "list.txt"), str(tmp_path / "rows.jsonl")]):
+            with pytest.raises(UnreadableImage, match="may lead inside a private network; name s3://"):
+                place.load()
+        assert not asked
+        if uri.startswith("s3"):
+            assert Access(private_networks=True).bytes_of(uri, "", uri) == b"bytes" and asked
+        serving.shutdown()
 
 
 def test_a_scan_of_a_folder_a_list_and_jsonl_in_storage_has_the_rows_of_the_same_files_on_a_disk(
@@ -83,7 +131,8 @@ def test_a_scan_of_a_folder_a_list_and_jsonl_in_storage_has_the_rows_of_the_same
     (tmp_path / "list.txt").write_text(f"{URI}/000.png\n{URI}/gone.png\n")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": f"{URI}/001.png"}))
     scan(engine, [str(tmp_path / "in")], tmp_path / "here.jsonl")
-    scan(engine, [URI, str(tmp_path / "list.txt"), str(tmp_path / "rows.jsonl")], tmp_path / "there.jsonl")
+    sources = [URI, str(tmp_path / "list.txt"), str(tmp_path / "rows.jsonl")]
+    scan(engine, sources, tmp_path / "there.jsonl", access=TRUSTING)
     here, there = rows_of(tmp_path / "here.jsonl"), rows_of(tmp_path / "there.jsonl")
     assert [row["scores"] for row in here.values()] == [there[f"{URI}/{path.name}"]["scores"] for path in paths]
     assert [id for id, row in there.items() if row["error"]] == [f"{URI}/gone.png"]
