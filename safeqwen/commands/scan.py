@@ -64,6 +64,8 @@ def _scan(args):
     access = Access(timeout_s=args.timeout, private_networks=args.private_networks, column=args.column)
     if args.engine != "ray" and (args.address or args.num_actors) or args.engine == "ray" and args.sample:
         raise ValueError("--address and --num-actors are for --engine ray, which takes no --sample")
+    if args.sample is not None and (args.upload or args.reuse):
+        raise ValueError("--sample judges anew and writes nothing: it takes no --upload and no --reuse")
     if args.out is None and args.sample is None:
         raise ValueError("--out is missing: give a file that ends in .jsonl or .parquet, or a folder")
     out = args.out and rows_file(args.out)

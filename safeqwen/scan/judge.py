@@ -13,15 +13,13 @@ from functools import partial
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.load import load
+from safeqwen.judging.pipeline import HUB
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.pictures.errors import UnreadableImage
 from safeqwen.scan.local import BATCH_SIZE, NUM_WORKERS, Item, check_libraries, judge_items
 from safeqwen.scan.rows import FIELDS, RowMaker, rows_schema
 from safeqwen.scan.sources import Place
-
-
-HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
 class Judge:

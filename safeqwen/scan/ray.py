@@ -76,7 +76,8 @@ def connected(address=None):
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"there is no Ray cluster at {address}: {one_line(error)}") from None
+        where = f"at {address}" if address else "here, and none could be started"
+        raise ValueError(f"there is no Ray cluster {where}: {one_line(error)}") from None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Ray says that an actor died
             yield
@@ -168,7 +169,7 @@ def scan(
     def judge(ledger, places):
         keeper = Keeper(ledger, progress)
         known = ray.put(ledger.known())
-        blocks = _in_store(blocks_of(keeper.unmet(places), window_of(batch_size)))
+        blocks, num_sent = _in_store(blocks_of(keeper.unmet(places), window_of(batch_size)))
         if not blocks:
             return keeper.counts
         dataset = ray.data.from_arrow_refs(blocks)
@@ -191,12 +192,15 @@ def scan(
             num_cpus=1,
             num_gpus=int(has_gpu),
         )
+        num_met = keeper.counts.num_met
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for found in map(pickle.loads, batch["found"].to_pylist()):
                     _keep(keeper, found)
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise RuntimeError(f"Ray gave up: {_last_line(error)}") from None
+        if (num_lost := num_sent - (keeper.counts.num_met - num_met)) != 0:  # as by `max_errored_blocks`
+            raise RuntimeError(f"Ray lost {num_lost} pictures: start the same command again to judge them")
         return keeper.counts
 
     return keep(
@@ -215,12 +219,15 @@ def scan(
 
 
 def _in_store(blocks):
-    """Puts blocks into Ray's object store as tables, a cell a window, and returns the references, large ones first."""
+    """Puts blocks into Ray's object store as tables of windows: (references, large ones first; number of items)."""
     import pyarrow
     import ray
 
-    stored = [(len(block), ray.put(pyarrow.table({"window": [*map(pickle.dumps, block)]}))) for block in blocks]
-    return [reference for _, reference in sorted(stored, key=lambda pair: -pair[0])]
+    stored, num_items = [], 0
+    for block in blocks:
+        stored.append((len(block), ray.put(pyarrow.table({"window": [*map(pickle.dumps, block)]}))))
+        num_items += sum(map(len, block))
+    return [reference for _, reference in sorted(stored, key=lambda pair: -pair[0])], num_items
 
 
 def blocks_of(items, window):

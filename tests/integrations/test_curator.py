@@ -2,6 +2,7 @@
 
 import ast
 import json
+from functools import partial
 
 import pyarrow.parquet
 import pytest
@@ -52,6 +53,13 @@ def test_curator_knows_the_stage_and_its_batches(arrays):
     assert not stage.is_fanout_stage()
     renamed = stage.with_(name="guard", num_workers=2)
     assert (renamed.name, renamed.num_workers(), stage.name) == ("guard", 2, "image_safety_filter")
+
+
+def test_a_worker_takes_the_gpus_that_are_asked_for_else_one_where_there_is_one(monkeypatch):
+    assert SafetyFilterStage(DEMO_CHECKPOINT, num_gpus_per_worker=0.5).resources.gpus == 0.5
+    for has_gpu in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", partial(bool, has_gpu))
+        assert SafetyFilterStage(DEMO_CHECKPOINT).resources.gpus == has_gpu
 
 
 def test_the_metadata_holds_the_pipelines_verdict_beside_what_was_there(ready, judge, arrays, policy):

@@ -81,6 +81,8 @@ def refusals():
     yield ["nowhere", "--out", "new"], "there is no nowhere; check the path"
     yield ["empty", "--out", "new"], "there is no picture in empty"
     yield ["empty", "--sample", "3"], "there is no picture in empty"
+    yield ["in", "--sample", "3", "--reuse", "other.jsonl"], "--sample judges anew and writes nothing"
+    yield ["in", "--sample", "3", "--upload", "s3://bucket/rows.jsonl"], "--sample judges anew and writes nothing"
     yield ["in", "--out", "new", "--policy", "nowhere.json"], "nowhere.json"
     yield ["in", "--out", "new", "--policy", "others.json"], "others.json"
     yield ["in", "--out", "new", "--reuse", "nowhere"], "there is no ledger nowhere"

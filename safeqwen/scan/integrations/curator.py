@@ -61,7 +61,8 @@ class SafetyFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
         max_pixels (`int`, *optional*): larger pictures are shrunk to this many, by default to the processor's bound.
         model_inference_batch_size (`int`): pictures a forward, at most.
         num_threads (`int`): threads of a worker that prepare pictures while others are judged.
-        num_gpus_per_worker (`float`): GPUs, or the part of one, that a worker takes where there are GPUs.
+        num_gpus_per_worker (`float`, *optional*): GPUs, or the part of one, that a worker takes. By default one
+            if this process sees a GPU, else none.
         name (`str`): of the stage.
 
     Raises:
@@ -75,11 +76,13 @@ class SafetyFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
     max_pixels: int | None = None
     model_inference_batch_size: int = 16
     num_threads: int = 4
-    num_gpus_per_worker: float = 1.0
+    num_gpus_per_worker: float | None = None
     name: str = "image_safety_filter"
 
     def __post_init__(self):
-        self.resources = Resources(gpus=self.num_gpus_per_worker) if torch.cuda.is_available() else Resources()
+        if self.num_gpus_per_worker is None:
+            self.num_gpus_per_worker = float(torch.cuda.is_available())
+        self.resources = Resources(gpus=self.num_gpus_per_worker)
 
     def inputs(self):
         return ["data"], []
@@ -107,7 +110,7 @@ class SafetyFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
         """Returns the batch with the pictures that pass, all with their verdicts."""
         verdicts = self._judge.verdicts(picture_of(image) for image in task.data)
         passed, num_errors = [], 0
-        for image, verdict in zip(task.data, verdicts):
+        for image, verdict in zip(task.data, verdicts, strict=True):
             fields = verdict.to_dict()
             del fields["image"]
             image.metadata[KEY] = fields | self._fingerprints
