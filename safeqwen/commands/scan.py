@@ -136,6 +136,8 @@ def _on_ray(args):
         "device": args.device,
     }
     with ray.connected(args.address):
+        if not args.quiet:
+            say(f"Ray judges, with {ray.resources()}; its actors load the model first")
         yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given, **hub), "ray"
 
 
@@ -205,11 +207,14 @@ class Progress:
 def _print_summary(summary, out):
     counts = summary.counts
     print(
-        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} copies of judged "
-        f"ones, {counts.num_known:,} as before; {summary.num_errors:,} errors"
+        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} known by their "
+        f"bytes, {counts.num_known:,} as before; {summary.num_errors:,} errors"
     )
     _print_found(summary)
-    print(f"\nthe model took {counts.seconds:.1f} s; rows: {printable(str(out))}", flush=True)
+    out = printable(str(out))
+    print(
+        f"\nthe model took {counts.seconds:.1f} s; rows: {out}; to look at them: safeqwen report {out} --out report.html"
+    )
 
 
 def _print_found(summary):
@@ -220,6 +225,8 @@ def _print_found(summary):
         print(f"\nby the policy: {actions}")
     else:
         print(f"\nunsafe, by a probability of 50 % or more: {summary.num_flagged:,}")
+    if summary.labels:
+        print("\nby the likeliest category:")
     width = max(map(len, summary.labels), default=0)
     for label, count in summary.labels.most_common():
         print(f"  {label:{width}}  {count:9,}")
@@ -230,7 +237,7 @@ def _print_found(summary):
         for is_flagged in sorted(members, reverse=True):
             print(f"  {group:6}  {_in_words(members[is_flagged])}")
     if summary.errors:
-        print(f"\nerrors: {summary.num_errors:,}; the first:")
+        print(f"\nerrors: {summary.num_errors:,}{'; the first' if summary.num_errors > len(summary.errors) else ''}:")
     for row in summary.errors:
         print(f"  {printable(row['id'])}: {printable(row['error'])[:200]}")
 
@@ -248,6 +255,9 @@ def _print_estimate(summary, num_places, seconds):
     print(f"{num_places:,} pictures, of which {summary.num_rows:,} were drawn and looked at; nothing was written")
     _print_found(summary)
     rows = (("not allowed" if summary.actions else "unsafe", summary.num_flagged, num_judged),)
+    if summary.num_rows == num_places:
+        print("\nthese are all: there is nothing to estimate", flush=True)
+        return
     print("\nof all, about (95 % interval):")
     for what, count, of in (*rows, ("errors", summary.num_errors, summary.num_rows)):
         if of:
@@ -255,10 +265,10 @@ def _print_estimate(summary, num_places, seconds):
             print(
                 f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), {count / of * num_places:,.0f} pictures"
             )
-    if summary.num_rows:
-        whole = seconds / summary.num_rows * num_places
-        print(f"\nthe sample took {seconds:.1f} s; all would take about {tqdm.format_interval(whole)} (h:min:s)")
-    sys.stdout.flush()
+    whole = seconds / summary.num_rows * num_places
+    print(
+        f"\nthe sample took {seconds:.1f} s; all would take about {tqdm.format_interval(whole)} (h:min:s)", flush=True
+    )
 
 
 def interval(count, of):

@@ -85,6 +85,14 @@ def connected(address=None):
         ray.shutdown()
 
 
+def resources():
+    """Returns what the cluster has, in words (`str`)."""
+    import ray
+
+    has = ray.cluster_resources()
+    return f"{len(ray.nodes())} machines, {has.get('CPU', 0):g} CPU cores and {has.get('GPU', 0):g} GPUs"
+
+
 def _check_reachable(address):
     """Raises a `ValueError` if nobody listens at HOST:PORT. Ray itself would try for minutes."""
     if address in ("auto", "local"):

@@ -268,15 +268,16 @@ def rows_file(out):
     Returns the `Path` of a scan's rows: `out` if it ends in .jsonl or .parquet, else rows.jsonl in it.
 
     Raises:
-        ValueError: if `out` ends in something else, or is neither a file nor a folder.
+        ValueError: if `out` is no such file, and no folder; if there is no such folder yet, and its name ends as that
+            of another kind of file does.
     """
     out = Path(out)
     if out.suffix in SUFFIXES:
         if out.is_dir() or out.exists() and not out.is_file():
-            raise ValueError(f"{out} is no file: give another --out")
+            raise ValueError(f"{out} is no file: rows are in a file that ends in {' or '.join(SUFFIXES)}")
         return out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out takes a file that ends in {' or '.join(SUFFIXES)}, or a folder; got {out}")
+    if not out.is_dir() and (out.exists() or out.suffix[1:].isalpha()):
+        raise ValueError(f"rows are in a file that ends in {' or '.join(SUFFIXES)}, or in a folder; got {out}")
     return out / "rows.jsonl"
 
 

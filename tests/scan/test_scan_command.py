@@ -57,7 +57,7 @@ def test_zero_if_all_have_a_verdict_and_stdout_sums_the_rows_up(command, picture
     assert command(pictures, "--out", tmp_path / "rows.jsonl") == 0
     out, err = capsys.readouterr()
     rows = rows_of(tmp_path / "rows.jsonl").values()
-    assert out.startswith("21 pictures: 20 judged now, 1 copies of judged ones, 0 as before; 0 errors\n")
+    assert out.startswith("21 pictures: 20 judged now, 1 known by their bytes, 0 as before; 0 errors\n")
     assert "no pictures, left out: 1" in out
     assert f"50 % or more: {sum(row['unsafe'] >= 0.5 for row in rows)}\n" in out
     for label in {row["label"] for row in rows}:
@@ -75,7 +75,11 @@ def test_one_if_some_are_errors_and_they_are_shown_whatever_they_are_called(comm
 
 def refusals():
     yield ["in"], "--out is missing"
-    yield ["in", "--out", "in/000.png"], "--out takes a file that ends in .jsonl or .parquet"
+    yield (
+        ["in", "--out", "in/000.png"],
+        "rows are in a file that ends in .jsonl or .parquet, or in a folder; got in/000.png",
+    )
+    yield ["in", "--out", "rows.csv"], "or in a folder; got rows.csv"
     yield ["in", "--out", "nofile.jsonl"], "nofile.jsonl is there without nofile.jsonl.ledger"
     yield ["in", "--out", "in/000.png/rows.jsonl"], "File exists: 'in/000.png'"
     yield ["nowhere", "--out", "new"], "there is no nowhere; check the path"
@@ -124,7 +128,7 @@ def test_another_policy_model_or_bound_is_refused_and_the_rows_stay(command, eng
     # The way that the refusal names is a way.
     decided = ["--policy", tmp_path / "policy.json", "--out", tmp_path / "decided", "--reuse", ledger_of(out)]
     assert command(pictures, *decided) == 0
-    assert "0 judged now, 20 copies" in capsys.readouterr().out
+    assert "0 judged now, 20 known by their bytes" in capsys.readouterr().out
     actions = [row["decision"]["action"] for row in read_rows(tmp_path / "decided")]
     assert actions.count("flag") == sum(row["unsafe"] >= 0.3 for row in read_rows(out)) > 0
 
@@ -254,7 +258,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     assert not out.exists()
     capsys.readouterr()
     assert command(pictures, "--out", out, "--quiet", *BATCH) == 0
-    assert f"20 pictures: {20 - kept} judged now, 0 copies of judged ones, {kept} as before" in capsys.readouterr().out
+    assert f"20 pictures: {20 - kept} judged now, 0 known by their bytes, {kept} as before" in capsys.readouterr().out
     assert without_time(read_rows(out)) == undisturbed
 
 
@@ -267,7 +271,7 @@ def test_sigterm_and_sigkill_keep_what_is_finished_too(command, pictures, tmp_pa
         assert not out.exists()
         assert num_places(ledger_of(out)) == kept
     assert command(pictures, "--out", out, "--quiet", *BATCH) == 0
-    assert "4 judged now, 0 copies of judged ones, 16 as before" in capsys.readouterr().out
+    assert "4 judged now, 0 known by their bytes, 16 as before" in capsys.readouterr().out
     assert without_time(read_rows(out)) == undisturbed
 
 
@@ -364,7 +368,10 @@ def test_a_sample_says_what_all_would_cost_within_an_interval(command, pictures,
     assert command(pictures, "--sample", 50, "--quiet") == 1
     out = capsys.readouterr().out
     assert "21 pictures, of which 21 were drawn and looked at; nothing was written" in out
-    assert re.search(r"errors +4.8%  \(0.8% to 22.7%\), 1 pictures", out)  # of 1 in 21, by R: prop.test(correct=F)
+    assert "these are all: there is nothing to estimate" in out and "interval" not in out
+    assert command(pictures, "--sample", 20, "--quiet") == 1
+    out = capsys.readouterr().out
+    assert re.search(r"errors +5.0%  \(0.9% to 23.6%\), 1 pictures", out)  # of 1 in 20, by R: prop.test(correct=F)
     assert re.search(r"all would take about \d\d:\d\d", out)
     assert command(pictures, "--sample", 3, "--quiet") in (0, 1)
     assert "21 pictures, of which 3 were drawn" in capsys.readouterr().out
