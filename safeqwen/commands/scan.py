@@ -212,9 +212,8 @@ def _print_summary(summary, out):
     )
     _print_found(summary)
     out = printable(str(out))
-    print(
-        f"\nthe model took {counts.seconds:.1f} s; rows: {out}; to look at them: safeqwen report {out} --out report.html"
-    )
+    print(f"\nthe model took {counts.seconds:.1f} s; rows: {out}")
+    print(f"to look at them: safeqwen report {out} --out report.html", flush=True)
 
 
 def _print_found(summary):
