@@ -66,12 +66,12 @@ def connected(address=None):
         import ray.data
     except ModuleNotFoundError as error:
         raise ImportError(f"--engine ray needs Ray ({error}): {INSTALL_RAY}") from error
-    if ray.is_initialized():
-        yield
-        return
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # its files keep the log
             handler.setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        yield
+        return
     _check_reachable(address or os.environ.get("RAY_ADDRESS") or "auto")
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
