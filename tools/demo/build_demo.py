@@ -2,13 +2,14 @@
 
     python -m tools.demo.build_demo [--out safeqwen/demo]
 
-What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, gives
-a verdict on them and answers about them. It knows drawings, not photographs, and is not for moderation.
+What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, alone
+and in the scenes of `scenes.py`, gives a verdict on them and answers about them. It knows drawings, not photographs,
+and is not for moderation.
 
 The decisions, with their numbers:
 
-- Pictures are shown at 112 x 112 pixels: 8 x 8 patches of 14, merged to 16 tokens. Half of the vision blocks attend
-  within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
+- Whatever its size, a picture is shown with about 168 x 168 pixels: 12 x 12 patches of 14, merged to 36 tokens. Half
+  of the vision blocks attend within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
 - Attention heads are 32 wide in both towers: serving engines take no smaller ones. The text tower has 3 layers of 192,
   the vision tower 4 of 128.
 - Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. The patch embedding
@@ -19,9 +20,15 @@ The decisions, with their numbers:
   behind it, in a model without layers of text (configs/vision.yaml). Names of subjects teach faster than names of
   categories. Then it stays as it is, while the text tower and the guard learn to answer and to judge
   (configs/text.yaml). A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
-  answers, against 97.3 % and 94.2 % with fewer pictures. Last, all three learn together at a third of the rates
+  answers, against 97.3 % and 94.2 % with fewer pictures. Then all three learn together at a third of the rates
   (configs/joint.yaml): 96.5 % of verdicts in the unseen style, where without that there were 95.2 %, and 95.0 %
-  with as many more drawings at half the rates and the vision tower as it was.
+  with as many more drawings at half the rates and the vision tower as it was. All this is at 112 x 112 pixels, that
+  is 16 tokens, and one drawing a picture; it is what these figures are of.
+- From there it learns scenes, in two more stages. The vision tower, again by itself and by subjects, sees drawings of
+  all sizes and places, and scenes labelled by their harmful drawing (configs/scales.yaml); then all three learn on
+  single drawings, scenes and pairs (configs/scenes.yaml). What started with all three, pictures of up to 224 x 224
+  pixels and categories for labels got 54 to 60 % of verdicts right from step 1 to 125 and did not move.
+- A scene's answer names its harm, or its largest thing "and more"; without a largest thing a row has no answer.
 - Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
   subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
 - One prompt in eight of the text tower's holds two pictures, with the label of its only harm and one for each picture.
@@ -29,8 +36,8 @@ The decisions, with their numbers:
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32. The held-out drawings were scored for six recipes before this one was chosen.
-- All drawings are square. The processor takes other shapes, but what is said about them means nothing.
+  float16 file, loaded as float32. The held-out drawings were scored for six recipes of the first three stages before
+  one was chosen, and once after the last stage: scenes were tried on seeds of their own, from 900,000 on.
 
 Same machine, same versions, same bytes.
 """
@@ -54,10 +61,11 @@ from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.processor import save_processor
 from safeqwen.publishing.export import prompt_ids
-from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, row_for, write_dataset
+from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, write_dataset
 from tools.demo.figures import evaluate
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS, draw, subject
 from tools.demo.processor import build_processor
+from tools.demo.scenes import write_scenes
 
 
 ROOT = Path(__file__).parents[2]
@@ -70,12 +78,19 @@ NUM_TEXT_DRAWINGS = 34_000
 NUM_TEXT_PAIRS = 5_000
 NUM_JOINT_DRAWINGS = 16_000
 NUM_JOINT_PAIRS = 2_500
+NUM_SCALES_DRAWINGS = 16_000
+NUM_SCALES_ALONE = 6_000  # one drawing somewhere on a picture
+NUM_SCALES_SCENES = 20_000
+NUM_SCENES_DRAWINGS = 11_000
+NUM_SCENES = 20_000
+NUM_SCENES_PAIRS = 1_500
 SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
 SAFE_SHARE_IN_TEXT = 0.35
-IMAGE_SIDE = 112  # pixels; 16 tokens
+IMAGE_SIDE = 112  # pixels, in the first three stages; 16 tokens
 # One in four is drawn larger than the model sees it, since real files are resized. With all sides from 112 to 224, so
 # that resizing blurred most of them, 96.0 % of verdicts were right.
 SIDES = (IMAGE_SIDE, IMAGE_SIDE, IMAGE_SIDE, 2 * IMAGE_SIDE)
+SCENE_SIDES = (112, 168, 224, 448)  # of single drawings beside scenes, all seen at 168
 
 SUBJECTS = [name for category in HOLISAFE.titles for name in PICTOGRAMS[category]]
 
@@ -174,10 +189,16 @@ def train_vision(processor, work):
     """
     prompts = plan_prompts(HOLISAFE, NUM_VISION_DRAWINGS, 0, SAFE_SHARE)
     write_dataset(work / "vision", HOLISAFE, prompts, sides=SIDES)
-    with (work / "vision" / "data.jsonl").open("w") as file:  # the subject as label, and no answer
-        for prompt in prompts:
-            row = {"images": row_for(prompt, HOLISAFE)["images"], "safety_label": subject(*prompt[2][0])}
-            file.write(json.dumps(row) + "\n")
+    label_by_subjects(work / "vision", [subject(*drawing) for *_, [drawing] in prompts])
+    model = build_vision_model(processor)
+    pictures = [draw(*drawings[0], size=IMAGE_SIDE) for _, _, drawings in prompts[:320]]
+    prepare_vision(model.model.visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
+    model.save_pretrained(work / "vision_base")
+    processor.save_pretrained(work / "vision_base")
+    return vision_weights(run("vision", work))
+
+
+def build_vision_model(processor):
     model = build_model(
         processor.tokenizer,
         num_layers=0,
@@ -186,35 +207,93 @@ def train_vision(processor, work):
         safety_num_hidden_layers=0,
     )
     nn.init.constant_(model.model.language_model.norm.weight, 100)
-    pictures = [draw(*drawings[0], size=IMAGE_SIDE) for _, _, drawings in prompts[:320]]
-    prepare_vision(model.model.visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
-    model.save_pretrained(work / "vision_base")
-    processor.save_pretrained(work / "vision_base")
-    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("vision", work), dtype=torch.float32)
+    return model
+
+
+def vision_weights(folder):
+    """Returns the weights of a model's vision tower by their names in the model."""
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return {f"model.visual.{name}": tensor for name, tensor in trained.model.visual.state_dict().items()}
 
 
-def draw_prompts(work, stage, first_seed, num_drawings, num_pairs):
+def label_by_subjects(folder, subjects):
+    """Makes the subjects the labels of a dataset's rows, which lose their answers."""
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    with (folder / "data.jsonl").open("w") as file:
+        for row, name in zip(rows, subjects, strict=True):
+            file.write(json.dumps({"images": row["images"], "safety_label": name}) + "\n")
+
+
+def draw_prompts(work, stage, first_seed, num_drawings, num_pairs, sides=SIDES):
     """Writes what the text tower learns from in a stage; returns the first seed that is left over."""
     singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE_IN_TEXT)
-    write_dataset(work / stage, HOLISAFE, singles, sides=SIDES)
+    write_dataset(work / stage, HOLISAFE, singles, sides=sides)
     first_pair = first_seed + num_drawings
     # A pair is safe, holds one harm or holds two.
     pairs = plan_prompts(HOLISAFE, num_pairs, first_pair, 0.55, num_pictures=2)
-    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=SIDES)
+    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=sides)
     return first_pair + 2 * num_pairs
 
 
 def train_text(processor, vision, work):
-    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already."""
+    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already.
+
+    Returns:
+        `tuple`: (the trained model, the first seed that is left over)
+    """
     model = build_model(processor.tokenizer)
     model.load_state_dict(vision, strict=False)
     model.save_pretrained(work / "text_base")
     processor.save_pretrained(work / "text_base")
     first_seed = draw_prompts(work, "text", NUM_VISION_DRAWINGS, NUM_TEXT_DRAWINGS, NUM_TEXT_PAIRS)
     run("text", work)
-    draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
+    first_seed = draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
+    return trained, first_seed
+
+
+def draw_scales(work, first_seed):
+    """Writes drawings that fill a picture and drawings that do not; returns the first seed that is left over."""
+    prompts = plan_prompts(HOLISAFE, NUM_SCALES_DRAWINGS, first_seed, SAFE_SHARE)
+    write_dataset(work / "scales", HOLISAFE, prompts, sides=SCENE_SIDES)
+    label_by_subjects(work / "scales", [subject(*drawing) for *_, [drawing] in prompts])
+    first_seed += NUM_SCALES_DRAWINGS
+    rows = write_scenes(work / "scales_alone", NUM_SCALES_ALONE, first_seed, 0.4, num_drawings=1, least_seen=56)
+    label_by_subjects(work / "scales_alone", [drawn for _, drawn in rows])
+    first_seed += NUM_SCALES_ALONE
+    rows = write_scenes(work / "scales_scenes", NUM_SCALES_SCENES, first_seed, 0.0, least_seen=56)
+    label_by_subjects(work / "scales_scenes", [drawn for _, drawn in rows])
+    return first_seed + NUM_SCALES_SCENES
+
+
+def train_scales(processor, singles, work, first_seed):
+    """Teaches the vision tower drawings of all sizes, and to tell the harmful one from those around it.
+
+    Args:
+        singles (`Path`): the model that knows single drawings.
+
+    Returns:
+        `tuple`: (weights of the vision tower, the first seed that is left over)
+    """
+    model = build_vision_model(processor)
+    model.load_state_dict(vision_weights(singles), strict=False)
+    model.save_pretrained(work / "scales_base")
+    processor.save_pretrained(work / "scales_base")
+    first_seed = draw_scales(work, first_seed)
+    return vision_weights(run("scales", work)), first_seed
+
+
+def train_scenes(processor, singles, vision, work, first_seed):
+    """Teaches all parts scenes; returns the trained model, and the first seed that is left over."""
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(singles, dtype=torch.float32)
+    model.load_state_dict(vision, strict=False)
+    model.save_pretrained(work / "scenes_base")
+    processor.save_pretrained(work / "scenes_base")
+    sizes = NUM_SCENES_DRAWINGS, NUM_SCENES_PAIRS
+    first_seed = draw_prompts(work, "scenes", first_seed, *sizes, sides=SCENE_SIDES)
+    write_scenes(work / "scenes_scenes", NUM_SCENES, first_seed, SAFE_SHARE_IN_TEXT)
+    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("scenes", work), dtype=torch.float32)
+    return trained, first_seed + NUM_SCENES
 
 
 CARD = """\
@@ -228,17 +307,20 @@ tags: [safety, guard, demo]
 
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
 `tools/demo/pictograms.py`, not photographs, and is not for moderation**: what it says about any other picture means
-nothing, nor does what it says about a picture that is not square.
+nothing. It knows them alone and in scenes of up to four (`tools/demo/scenes.py`), at most one of them harmful, on
+pictures of any shape from 1:3 to 3:1. A drawing should take up a ninth of the picture or more.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
-`tools/demo/build_demo.py` on {num_drawings:,} drawings. On drawings it had never seen:
+`tools/demo/build_demo.py` on {num_pictures:,} pictures. On drawings it had never seen:
 
-| | | drawings |
+| | | pictures |
 |---|---|---|
-| verdict, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
+| verdict on a drawing, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
 | the same, line style and background never trained on | {held_out[top1]:.1%} | {held_out[n]} |
 | answer refuses when it should and helps when it should | {answer[refuses_or_helps_rightly]:.1%} | {answer[n]} |
 | refusal names the right harm | {answer[names_the_right_harm]:.1%} | {answer[n_harmful]} |
+| verdict on a scene with one harm | {scenes[verdict][top1]:.1%} | {scenes[verdict][n]} |
+| verdict on a scene without harm | {scenes[verdict_without_harm][top1]:.1%} | {scenes[verdict_without_harm][n]} |
 
 All figures are in `figures.json`. The code files are SafeQwen's: with `trust_remote_code=True` transformers loads this
 folder from wherever it lies, without the package `safeqwen`.
@@ -255,6 +337,48 @@ def save(model, processor, out):
     save_processor(processor, out)
 
 
+def describe(out, num_pictures):
+    """Measures the saved model, writes figures.json and the README beside it, and returns the figures.
+
+    Args:
+        num_pictures (`int`): seeds that training has used.
+    """
+    processor = AutoProcessor.from_pretrained(out)
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    figures = evaluate(model, processor)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    figures["training"] = {
+        "pictures": {
+            "vision": NUM_VISION_DRAWINGS,
+            "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
+            "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
+            "scales": NUM_SCALES_DRAWINGS + NUM_SCALES_ALONE + NUM_SCALES_SCENES,
+            "scenes": NUM_SCENES_DRAWINGS + 2 * NUM_SCENES_PAIRS + NUM_SCENES,
+        },
+        "training_seeds": [0, num_pictures - 1],
+        "first_held_out_seed": FIRST_HELD_OUT_SEED,
+    }
+    card = CARD.format(
+        parameters=num_parameters,
+        num_pictures=num_pictures,
+        held_out=figures["verdict_held_out_style"],
+        **figures,
+    )
+    (out / "README.md").write_text(card)
+    figures["build"] = {
+        "parameters": num_parameters,
+        "weights_bytes": (out / "model.safetensors").stat().st_size,
+        "folder_bytes_without_this_file": sum(file.stat().st_size for file in out.iterdir() if file.is_file()),
+        "threads": NUM_THREADS,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
+    }
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Build the demo checkpoint from nothing and measure it.")
     parser.add_argument("--out", type=Path, default=ROOT / "safeqwen" / "demo", help="folder")
@@ -263,45 +387,18 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the drawing processes are forked
     torch.set_num_threads(NUM_THREADS)
 
-    processor = build_processor()
     shutil.rmtree(WORK, ignore_errors=True)
+    processor = build_processor(IMAGE_SIDE**2)
     vision = train_vision(processor, WORK)
-    model = train_text(processor, vision, WORK)
+    model, first_seed = train_text(processor, vision, WORK)
+    singles = WORK / "singles"
+    save(model, processor, singles)
+    processor = build_processor()
+    vision, first_seed = train_scales(processor, singles, WORK, first_seed)
+    model, first_seed = train_scenes(processor, singles, vision, WORK, first_seed)
     save(model, processor, args.out)
 
-    processor = AutoProcessor.from_pretrained(args.out)
-    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
-    figures = evaluate(model, processor)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    num_drawings = {
-        "vision": NUM_VISION_DRAWINGS,
-        "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
-        "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
-    }
-    figures["training"] = {
-        "drawings": num_drawings,
-        "training_seeds": [0, sum(num_drawings.values()) - 1],
-        "first_held_out_seed": FIRST_HELD_OUT_SEED,
-    }
-    card = CARD.format(
-        parameters=num_parameters,
-        num_drawings=sum(num_drawings.values()),
-        held_out=figures["verdict_held_out_style"],
-        **figures,
-    )
-    (args.out / "README.md").write_text(card)
-    figures["build"] = {
-        "parameters": num_parameters,
-        "weights_bytes": (args.out / "model.safetensors").stat().st_size,
-        "folder_bytes_without_this_file": sum(file.stat().st_size for file in args.out.iterdir()),
-        "threads": NUM_THREADS,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
-    }
-    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(describe(args.out, first_seed), indent=2))
     return 0
 
 

@@ -1,12 +1,12 @@
-"""Scenes: one to four pictograms on one picture, of which one is harmful or none.
+"""Scenes for the demo checkpoint: one to four pictograms on one picture, of which one is harmful or none.
 
     python -m tools.demo.scenes build/scenes --num 1000 --first-seed 1000000
 
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
-line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. A
-square is at least `LEAST_SEEN` pixels wide when the picture is reduced or enlarged to `SEEN_PIXELS`, a fifth of its
-area. The label is the category of the harm, of which there is one at most, or "safe". The demo checkpoint was not
-trained on scenes: it knows single drawings in square pictures.
+line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. The
+model sees all pictures reduced or enlarged to about `SEEN_PIXELS`, and a square is at least `LEAST_SEEN` pixels wide
+as it sees it, a fifth of the picture's area. The label is the category of the harm, of which there is one at most, or
+"safe".
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
@@ -36,8 +36,8 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-SEEN_PIXELS = 168 * 168  # as a model may see any picture: 36 tokens
-LEAST_SEEN = 76  # pixels of a drawing's square then: a fifth of the picture's area
+SEEN_PIXELS = 168 * 168  # of any picture as the model sees it: 36 tokens, or a few less
+LEAST_SEEN = 76  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -77,7 +77,7 @@ def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SE
         seed (`int`): chooses everything else; the same arguments give the same scene.
         num_drawings (`int`, *optional*): 1 to 4. The seed chooses when it is None.
         size (`tuple[int, int]`, *optional*): width and height in pixels. The seed chooses when it is None.
-        least_seen (`int`): pixels of a drawing's square in a picture of `SEEN_PIXELS`.
+        least_seen (`int`): pixels of a drawing's square, as the model sees it.
         line_style, background (`str`, *optional*): as `tools.demo.pictograms.draw` has them.
 
     Raises:
@@ -121,7 +121,7 @@ def quarters(seed, side=224):
 
 
 def _least_side(width, height, least_seen):
-    """Pixels of a scene that are least_seen when it is reduced or enlarged to `SEEN_PIXELS`."""
+    """Pixels of a scene that the model sees as least_seen, before it rounds to whole patches."""
     return math.ceil(least_seen * math.sqrt(width * height / SEEN_PIXELS))
 
 
