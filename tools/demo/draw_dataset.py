@@ -40,7 +40,7 @@ from tools.demo.pictograms import (
 
 
 NUM_PROCESSES = 2
-IMAGE_SIDES = range(112, 225)  # pixels; the demo's processor resizes all to 168
+IMAGE_SIDES = range(112, 225)  # pixels; the demo's processor resizes all to 224
 
 
 @dataclass(frozen=True)

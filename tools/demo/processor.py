@@ -108,7 +108,7 @@ def build_processor(num_pixels=SEEN_PIXELS):
         additional_special_tokens=SPECIAL_TOKENS[1:],
         model_max_length=2048,
     )
-    # Some room around it: the library's rounding would make 140 x 140 of a square of 300, if it were 168 x 168.
+    # Some room around it: the library's rounding would make 196 x 196 of a square of 300, if it were 224 x 224.
     pixels = {"shortest_edge": num_pixels - 500, "longest_edge": num_pixels + 500}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2, temporal_patch_size=2),

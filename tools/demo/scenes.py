@@ -36,8 +36,8 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-SEEN_PIXELS = 168 * 168  # of any picture as the model sees it: 36 tokens, or a few less
-LEAST_SEEN = 76  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
+SEEN_PIXELS = 224 * 224  # of any picture as the model sees it, roughly: 48 to 70 tokens, a square 64
+LEAST_SEEN = 101  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -69,7 +69,16 @@ class Scene:
         return widest if all(widest.width >= 1.2 * other.width for other in others) else None
 
 
-def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SEEN, line_style=None, background=None):
+def draw_scene(
+    category,
+    seed,
+    num_drawings=None,
+    size=None,
+    least_seen=LEAST_SEEN,
+    line_style=None,
+    background=None,
+    pens=(1.0, 1.0),
+):
     """Returns the [`Scene`] that a seed stands for.
 
     Args:
@@ -79,6 +88,8 @@ def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SE
         size (`tuple[int, int]`, *optional*): width and height in pixels. The seed chooses when it is None.
         least_seen (`int`): pixels of a drawing's square, as the model sees it.
         line_style, background (`str`, *optional*): as `tools.demo.pictograms.draw` has them.
+        pens (`tuple[float, float]`): between which the width of each drawing's lines is chosen, as a share of the
+            usual width.
 
     Raises:
         ValueError: if there are no such pictograms; if so many do not fit into size.
@@ -99,7 +110,7 @@ def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SE
     else:
         boxes = [_square_within(cell, least, rng) for cell in _cells((0, 0, *size), num, least, rng)]
     rng.shuffle(boxes)
-    return _compose(size, [category, *["safe"] * (num - 1)], boxes, line_style, background, rng)
+    return _compose(size, [category, *["safe"] * (num - 1)], boxes, line_style, background, rng, pens)
 
 
 def quarters(seed, side=224):
@@ -169,7 +180,7 @@ def _quarters(width, height):
     return [(left, top, left + side, top + side) for left, top in corners]
 
 
-def _compose(size, categories, boxes, line_style, background, rng):
+def _compose(size, categories, boxes, line_style, background, rng, pens=(1.0, 1.0)):
     """Paints drawings of categories into boxes; the first may be harmful."""
     width, height = 2 * size[0], 2 * size[1]  # drawn twice as large and reduced: Pillow's lines are not antialiased
     shared = palette(rng)
@@ -182,7 +193,8 @@ def _compose(size, categories, boxes, line_style, background, rng):
         subject = rng.choice([*PICTOGRAMS[category]])
         colours = {**palette(rng), **{role: shared[role] for role in ("ground", "paper", "ink")}}
         pictogram = Placed(PICTOGRAMS[category][subject], 2 * (box[2] - box[0]), rng)
-        pictogram.paint(canvas, line_style or rng.choice(LINE_STYLES), colours, rng, (2 * box[0], 2 * box[1]))
+        style, pen = line_style or rng.choice(LINE_STYLES), rng.uniform(*pens)
+        pictogram.paint(canvas, style, colours, rng, (2 * box[0], 2 * box[1]), pen)
         drawings.append(Drawing(category, subject, box))
     return Scene(canvas.reduce(2), categories[0], drawings)
 
