@@ -27,8 +27,8 @@ The decisions, with their numbers:
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32. Recipes were compared on seeds of their own, from 900,000 on; the held-out ones, from
-  1,000,000 on, were scored once for the checkpoint that is here.
+  float16 file, loaded as float32. Recipes were compared on seeds of their own, from 900,000 on; the held-out
+  ones, from 1,000,000 on, were scored once for the checkpoint that is here.
 
 Same machine, same versions, same bytes.
 """
