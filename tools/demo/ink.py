@@ -110,8 +110,19 @@ def _wobble(points, amplitude, rng):
     return wobbled
 
 
-def paint_shape(brush, shape, points, line_style, colours, unit, rng):
-    """Inks one shape, its points already in pixels; unit is the width of a thin pen in pixels."""
+def _shifted(points, amplitude, rng):
+    """Returns the polyline moved and stretched a little, by up to an amplitude in pixels."""
+    (dx, dy), (xs, ys) = [rng.uniform(-amplitude, amplitude) for _ in range(2)], zip(*points)
+    x, y, reach = sum(xs) / len(xs), sum(ys) / len(ys), max(max(xs) - min(xs), max(ys) - min(ys), 1)
+    sx, sy = [1 + rng.uniform(-amplitude, amplitude) / reach for _ in range(2)]
+    return [(x + dx + (px - x) * sx, y + dy + (py - y) * sy) for px, py in points]
+
+
+def paint_shape(brush, shape, points, line_style, colours, unit, rng, num_strokes=1, apart=0.0):
+    """Inks one shape, its points already in pixels; unit is the width of a thin pen in pixels.
+
+    With several strokes the lines of all styles but the dashed one are drawn anew, each a little elsewhere.
+    """
     fill, ink = colours[shape.fill] if shape.fill else None, colours[shape.stroke]
     if shape.fill and line_style != "solid":
         if line_style in ("outline", "sketch") and shape.fill != "ink":
@@ -132,3 +143,6 @@ def paint_shape(brush, shape, points, line_style, colours, unit, rng):
             _stroke(brush, shaken, ink, width)
     else:
         _stroke(brush, points, ink, width)
+    if line_style not in ("dashed", "sketch"):
+        for _ in range(num_strokes - 1):
+            _stroke(brush, _shifted(points, apart, rng), ink, width)

@@ -99,9 +99,19 @@ class Placed:
         x0, y0 = [rng.uniform(0.03 * side - reach * min(axis), 0.97 * side - reach * max(axis)) for axis in (xs, ys)]
         self.points = [[(x0 + reach * x, y0 + reach * y) for x, y in points] for points in turned]
 
-    def paint(self, canvas, line_style, colours, rng, corner=(0, 0), pen=1.0):
+    def paint(self, canvas, line_style, colours, rng, corner=(0, 0), pen=1.0, num_strokes=1):
         """Inks it, the square's upper left corner at `corner` (pixels) of the canvas; `pen` multiplies line widths."""
         brush, (left, top) = ImageDraw.Draw(canvas), corner
         unit = self.reach * rng.uniform(0.045, 0.07) * pen
         for shape, points in zip(self.shapes, self.points):
-            paint_shape(brush, shape, [(left + x, top + y) for x, y in points], line_style, colours, unit, rng)
+            paint_shape(
+                brush,
+                shape,
+                [(left + x, top + y) for x, y in points],
+                line_style,
+                colours,
+                unit,
+                rng,
+                num_strokes,
+                unit / pen,
+            )

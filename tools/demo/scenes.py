@@ -36,8 +36,8 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-SEEN_PIXELS = 168 * 168  # of any picture as the model sees it, roughly: 28 to 40 tokens, a square 36
-LEAST_SEEN = 76  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
+SEEN_PIXELS = 224 * 224  # of any picture as the model sees it, roughly: 48 to 70 tokens, a square 64
+LEAST_SEEN = 101  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -194,7 +194,8 @@ def _compose(size, categories, boxes, line_style, background, rng, pens=(1.0, 1.
         colours = {**palette(rng), **{role: shared[role] for role in ("ground", "paper", "ink")}}
         pictogram = Placed(PICTOGRAMS[category][subject], 2 * (box[2] - box[0]), rng)
         style, pen = line_style or rng.choice(LINE_STYLES), rng.uniform(*pens)
-        pictogram.paint(canvas, style, colours, rng, (2 * box[0], 2 * box[1]), pen)
+        num_strokes = rng.choice((1, 2, 3)) if pen < 0.65 else 1
+        pictogram.paint(canvas, style, colours, rng, (2 * box[0], 2 * box[1]), pen, num_strokes)
         drawings.append(Drawing(category, subject, box))
     return Scene(canvas.reduce(2), categories[0], drawings)
 
