@@ -40,6 +40,7 @@ from PIL import Image
 import safeqwen
 from benchmarks.measure import interleave
 from safeqwen.judging.engine import WINDOW, Engine
+from safeqwen.scan.ledger import ledger_of
 from safeqwen.scan.local import scan
 from safeqwen.scan.rows import read_rows
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, draw
@@ -261,7 +262,7 @@ def mixed(folder, num_pictures):
 
 def num_finished(out):
     """How many places a killed scan has in its ledger (`int`)."""
-    sql = sqlite3.connect(out.with_name(f"{out.name}.ledger"))
+    sql = sqlite3.connect(ledger_of(out))
     try:
         return sql.execute("SELECT count(*) FROM places").fetchone()[0]
     except sqlite3.OperationalError:  # it was killed before there was a table

@@ -31,6 +31,7 @@ from safeqwen.judging.load import load_policy
 from safeqwen.loading import DEMO_CHECKPOINT
 from safeqwen.provenance import git_commit, package_versions
 from safeqwen.scan import local
+from safeqwen.scan.ledger import ledger_of
 from safeqwen.scan.local import check_libraries, sample
 from safeqwen.scan.rows import rows_file
 from safeqwen.scan.sources import Access, Sources
@@ -143,7 +144,7 @@ def _on_ray(args):
 
 def _ledger_of(path):
     path = Path(path)
-    return path if path.name.endswith(".ledger") else rows_file(path).with_name(f"{rows_file(path).name}.ledger")
+    return path if path.name.endswith(".ledger") else ledger_of(rows_file(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- telling

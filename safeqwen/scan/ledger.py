@@ -341,6 +341,11 @@ class writing_to:
             ) from error
 
 
+def ledger_of(rows):
+    """Returns the `Path` of the ledger that lies beside a scan's rows."""
+    return Path(rows).with_name(f"{Path(rows).name}.ledger")
+
+
 def read_record(path):
     """
     Returns what a scan was of (`dict`): "sources", "model_fingerprint", "categories", "dtype", "max_pixels", "policy"
@@ -353,7 +358,7 @@ def read_record(path):
         ValueError: if there is no ledger.
     """
     path = Path(path)
-    path = path if path.name.endswith(".ledger") else path.with_name(f"{path.name}.ledger")
+    path = path if path.name.endswith(".ledger") else ledger_of(path)
     if not path.is_file():
         raise ValueError(f"there is no {path}, which lies beside the rows of a scan")
     sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)

@@ -27,7 +27,7 @@ from safeqwen.judging.verdict import reason_of
 from safeqwen.pictures.errors import printable
 from safeqwen.pictures.source import read_bytes
 from safeqwen.scan import INSTALL
-from safeqwen.scan.ledger import Judged, Ledger, writing_to
+from safeqwen.scan.ledger import Judged, Ledger, ledger_of, writing_to
 from safeqwen.scan.rows import RowMaker, is_flagged, rows_file, rows_writer
 from safeqwen.scan.similar import near_identical, perceptual_hash
 from safeqwen.scan.sources import Access, Place, Sources
@@ -168,7 +168,7 @@ def keep(
     """
     rows, access = rows_file(out), access or Access()
     places = Sources(sources, access, exclude=[rows])
-    ledger = rows.with_name(f"{rows.name}.ledger")
+    ledger = ledger_of(rows)
     about = {
         "sources": [source if "://" in source else str(Path(source).absolute()) for source in sources],
         "column": access.column,

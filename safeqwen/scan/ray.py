@@ -30,6 +30,7 @@ from dataclasses import replace
 
 import torch
 
+from safeqwen import __version__
 from safeqwen.judging.engine import Engine, window_of
 from safeqwen.judging.load import default_dtype
 from safeqwen.loading import DEMO_CHECKPOINT, load_processor
@@ -37,7 +38,6 @@ from safeqwen.pictures.errors import one_line
 from safeqwen.scan import INSTALL
 from safeqwen.scan.judge import Judge
 from safeqwen.scan.local import BATCH_SIZE, NUM_WORKERS, Keeper, check_libraries, keep
-from safeqwen_cli import __version__
 
 
 INSTALL_RAY = INSTALL.replace("scan", "scan,ray")

@@ -49,6 +49,7 @@ import torch
 
 from safeqwen.files import replaced
 from safeqwen.judging.verdict import UNSAFE_AT, Verdict
+from safeqwen.scan.ledger import ledger_of
 
 
 TEXT, NUMBER, WHOLE = "string", "float64", "int64"
@@ -241,7 +242,7 @@ def read_rows(path):
     """
     path = rows_file(path)
     if not path.is_file():
-        unfinished = path.with_name(f"{path.name}.ledger").exists()
+        unfinished = ledger_of(path).exists()
         what = "the scan has not ended: start it again, and it goes on" if unfinished else "check the path"
         raise ValueError(f"there is no {path}; {what}")
     if path.suffix == ".parquet":
