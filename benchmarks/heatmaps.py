@@ -1,7 +1,8 @@
 """Which heat map finds what a verdict comes from: `python -m benchmarks.heatmaps`.
 
-Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side (64 and 16 tokens), and the
-map of the harmful one's category by each method:
+Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side, shown as the model's processor
+shows pictures of that size (the demo's makes 64 tokens of both), and the map of the harmful one's category by each
+method:
 
 - quarter: the map's maximum lies in the quarter of the harmful drawing (by chance 25 %).
 - masking: with the hottest tenth of the patches grey (the processor's mean colour) the category's probability is lower
@@ -60,7 +61,7 @@ def measure(engine, side, num, methods):
     for seed in range(FIRST_SEED, FIRST_SEED + num):
         picture, quarter, category = quarters(seed, side)
         column = engine.categories.index(category)
-        (frame,) = engine.prepare([picture], side * side)
+        (frame,) = engine.prepare([picture])
         inputs = engine.inputs_of([frame])
         tokens = range(frame.num_tokens)
         tenth = max(1, round(len(tokens) / 10))
@@ -95,7 +96,7 @@ def draw_sheet(engine, file, num=4, side=224, gap=8):
     sheet = Image.new("RGB", (num * (side + gap) - gap, 2 * side + gap), "white")
     for number in range(num):
         picture, _, category = quarters(FIRST_SEED + number, side)
-        (heatmap,) = heatmaps(engine, picture, [category], side * side)
+        (heatmap,) = heatmaps(engine, picture, [category])
         for row, shown in enumerate((picture, heatmap.overlay(0.7))):
             sheet.paste(shown, (number * (side + gap), row * (side + gap)))
         print(f"{category}: {heatmap.probability:.1%}")
@@ -123,8 +124,7 @@ def grid_of(inputs, values):
 
 
 def ours(engine, picture, inputs, column):
-    pixels = int(inputs["image_grid_thw"].prod()) * 14 * 14
-    return heatmaps(engine, picture, [engine.categories[column]], pixels)[0].values
+    return heatmaps(engine, picture, [engine.categories[column]])[0].values
 
 
 def patch_map(of, engine, picture, inputs, column):

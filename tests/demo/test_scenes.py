@@ -10,6 +10,7 @@ from PIL import Image
 
 from tools.demo import scenes
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS
+from tools.demo.processor import build_processor
 from tools.demo.scenes import HARMS, LEAST_SEEN, SEEN_PIXELS, Drawing, Scene, draw_scene, quarters, write_scenes
 
 
@@ -76,6 +77,15 @@ def test_four_drawings_fit_into_squares_and_two_into_every_shape():
     for seed, side in enumerate(range(112, 337, 7)):
         assert len(draw_scene("terrorism", seed, num_drawings=4, size=(side, side)).drawings) == 4
         assert len(draw_scene("terrorism", seed, num_drawings=2, size=(112, side)).drawings) == 2
+
+
+def test_the_model_sees_every_picture_at_about_the_same_size():
+    processor = build_processor().image_processor
+    for size in ((112, 112), (168, 168), (224, 224), (448, 448), (300, 300), (336, 112), (112, 336), (199, 123)):
+        _, rows, columns = processor([Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"][0].tolist()
+        assert 48 <= rows * columns // 4 <= 70
+        if size[0] == size[1]:
+            assert (rows, columns) == (16, 16)
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -58,7 +58,7 @@ def test_whatever_a_reader_raises_is_that_items_error(engine):
 
 def test_a_judged_frame_gives_its_memory_back(engine, monkeypatch):
     (frame,) = engine.prepare([draw("safe", 1)])
-    assert frame.num_bytes == 112 * 112 * 24  # three float32 channels, twice
+    assert frame.num_bytes == 224 * 224 * 24  # three float32 channels, twice
     monkeypatch.setattr(engine, "prepare", lambda frames, max_pixels: [frame])
     (verdict,) = engine.judge_each([[draw("safe", 1)]], list)
     assert verdict.probs.shape == (1, 20) and frame.pixel_values is None and frame.num_bytes == 0

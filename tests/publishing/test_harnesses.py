@@ -31,7 +31,7 @@ def folders(tmp_path_factory):
 def lmms_eval(folder, batch_size, dtype="bfloat16"):
     """The answers of its `Qwen2_5_VL(pretrained=folder, device="cpu", device_map="cpu", batch_size=...)`."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=dtype, device_map="cpu").eval()
-    processor = AutoProcessor.from_pretrained(folder, max_pixels=112 * 112, min_pixels=112 * 112)
+    processor = AutoProcessor.from_pretrained(folder, max_pixels=224 * 224, min_pixels=224 * 224)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     answers = []
     for i in range(0, len(QUESTIONS), batch_size):

@@ -2,35 +2,33 @@
 
     python -m tools.demo.build_demo [--out safeqwen/demo]
 
-What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, gives
-a verdict on them and answers about them. It knows drawings, not photographs, and is not for moderation.
+What it is: a SafeQwen of 2.4 million parameters (5 MB in float16) that knows the drawings of `pictograms.py`, alone
+and in the scenes of `scenes.py`, gives a verdict on them and answers about them. It knows drawings, not photographs,
+and is not for moderation.
 
 The decisions, with their numbers:
 
-- Pictures are shown at 112 x 112 pixels: 8 x 8 patches of 14, merged to 16 tokens. Half of the vision blocks attend
-  within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
+- Whatever its size, a picture is shown with about 224 x 224 pixels: 16 x 16 patches of 14, merged to 64 tokens. Half
+  of the vision blocks attend within windows of 4 x 4 patches, so that the demo exercises both kinds of attention.
 - Attention heads are 32 wide in both towers: serving engines take no smaller ones. The text tower has 3 layers of 192,
   the vision tower 4 of 128.
 - Linear layers start at std 1 / sqrt(fan_in); the library's 0.02 does not learn at this size. The patch embedding
   starts as a whitening of drawn patches, attention in the vision tower as a look at what is near and alike (the idea
   of arXiv 2305.09828), and matrices are trained with Muon: after 250 batches of 32 drawings it told 45 % of the
   subjects apart, AdamW at 2e-3 about 13 %.
-- First the vision tower learns to see: to tell the 75 subjects apart, as the categories of a guard that stands right
-  behind it, in a model without layers of text (configs/vision.yaml). Names of subjects teach faster than names of
-  categories. Then it stays as it is, while the text tower and the guard learn to answer and to judge
-  (configs/text.yaml). A run that trained all three together from there ended at 96.0 % of verdicts and 89.6 % of
-  answers, against 97.3 % and 94.2 % with fewer pictures. Last, all three learn together at a third of the rates
-  (configs/joint.yaml): 96.5 % of verdicts in the unseen style, where without that there were 95.2 %, and 95.0 %
-  with as many more drawings at half the rates and the vision tower as it was.
-- Every training drawing is new; nothing is seen twice. For the vision tower `safe` is one drawing in five, having 18
-  subjects where each harm has 3; for the text tower it is one in three, so that refusing is no habit.
-- One prompt in eight of the text tower's holds two pictures, with the label of its only harm and one for each picture.
-  Without the latter 88.8 % of verdicts on the second picture were right (`guard(granularity="image")`).
+- First the vision tower learns to see each drawing where it is (`vision.py`). Then it stays as it is, while the text
+  tower and the guard learn to answer and to judge (configs/text.yaml). Last, all three learn together at a third of
+  the rates (configs/joint.yaml).
+- A scene's answer names its harm, or its largest thing "and more"; without a largest thing a row has no answer.
+- Every training picture is new; nothing is seen twice. For the text tower one drawing in three is safe, so that
+  refusing is no habit.
+- One prompt in ten of the text tower's holds two pictures, with the label of its only harm and one for each picture,
+  for `guard(granularity="image")`.
 - The language model learns the assistant's tokens only. The wording of an answer depends on the question, so that
   greedy decoding has one right answer.
 - The held-out line style ("sketch") and background ("grid") occur in evaluation only. All figures are of the saved
-  float16 file, loaded as float32. The held-out drawings were scored for six recipes before this one was chosen.
-- All drawings are square. The processor takes other shapes, but what is said about them means nothing.
+  float16 file, loaded as float32. Recipes were compared on seeds of their own, from 900,000 on; the held-out
+  ones, from 1,000,000 on, were scored once for the checkpoint that is here.
 
 Same machine, same versions, same bytes.
 """
@@ -54,30 +52,23 @@ from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.processor import save_processor
 from safeqwen.publishing.export import prompt_ids
-from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, row_for, write_dataset
+from tools.demo import vision
+from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, write_dataset
 from tools.demo.figures import evaluate
-from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS, draw, subject
+from tools.demo.pictograms import FIRST_HELD_OUT_SEED, draw
 from tools.demo.processor import build_processor
+from tools.demo.scenes import HARMS, write_scenes
 
 
 ROOT = Path(__file__).parents[2]
 HOLISAFE = TAXONOMIES["holisafe"]
 SEED = 2506
 WORK = ROOT / "build" / "demo"  # where configs/{vision,text,joint}.yaml read
-NUM_THREADS = 2
-NUM_VISION_DRAWINGS = 40_000
-NUM_TEXT_DRAWINGS = 34_000
-NUM_TEXT_PAIRS = 5_000
-NUM_JOINT_DRAWINGS = 16_000
-NUM_JOINT_PAIRS = 2_500
-SAFE_SHARE = 0.2  # of the drawings that the vision tower learns from
-SAFE_SHARE_IN_TEXT = 0.35
-IMAGE_SIDE = 112  # pixels; 16 tokens
-# One in four is drawn larger than the model sees it, since real files are resized. With all sides from 112 to 224, so
-# that resizing blurred most of them, 96.0 % of verdicts were right.
-SIDES = (IMAGE_SIDE, IMAGE_SIDE, IMAGE_SIDE, 2 * IMAGE_SIDE)
-
-SUBJECTS = [name for category in HOLISAFE.titles for name in PICTOGRAMS[category]]
+NUM_THREADS = 1  # sums come out the same on any number of cores; the next batch is prepared by another process
+FIRST_VISION_SEED, NUM_VISION_PICTURES = 200_000, 64_000
+NUM_TEXT = {"num_drawings": 12_000, "num_pairs": 3_000, "num_scenes": 16_000}
+NUM_JOINT = {"num_drawings": 6_000, "num_pairs": 1_500, "num_scenes": 12_000}
+SAFE_SHARE, SAFE_SHARE_IN_SCENES = 0.35, 0.3
 
 
 def build_model(tokenizer, num_layers=3, rms_norm_eps=1e-6, **kwargs):
@@ -159,62 +150,49 @@ def prepare_vision(visual, pixel_values):
 def run(stage, work):
     """Trains as a stage's configuration says, and returns the folder of the trained model."""
     command = [sys.executable, "-m", "tools.demo.muon", f"tools/demo/configs/{stage}.yaml"]
-    # With one thread sums come out the same on any number of cores; the next batch is prepared by another process.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--output_dir", str(work / "runs" / stage)], check=True, cwd=ROOT, env=one_thread)
+    env = {**os.environ, "OMP_NUM_THREADS": str(NUM_THREADS)}
+    subprocess.run([*command, "--output_dir", str(work / "runs" / stage)], check=True, cwd=ROOT, env=env)
     return work / "runs" / stage / "final"
 
 
-def train_vision(processor, work):
-    """Teaches a vision tower to tell the subjects apart; returns its weights.
-
-    The model around it has no layers of text, and a norm that scales all tokens alike: the guard sees the mean of what
-    the vision tower hands over, as the text tower will. Behind a norm as usual empty tokens weigh as much as others,
-    and in steps 250 to 300 29 % of subjects were told apart, where now 47 % are.
-    """
-    prompts = plan_prompts(HOLISAFE, NUM_VISION_DRAWINGS, 0, SAFE_SHARE)
-    write_dataset(work / "vision", HOLISAFE, prompts, sides=SIDES)
-    with (work / "vision" / "data.jsonl").open("w") as file:  # the subject as label, and no answer
-        for prompt in prompts:
-            row = {"images": row_for(prompt, HOLISAFE)["images"], "safety_label": subject(*prompt[2][0])}
-            file.write(json.dumps(row) + "\n")
-    model = build_model(
-        processor.tokenizer,
-        num_layers=0,
-        rms_norm_eps=1e4,  # x * rsqrt(mean(x^2) + 1e4) is x / 100
-        safety_categories=SUBJECTS,
-        safety_num_hidden_layers=0,
-    )
-    nn.init.constant_(model.model.language_model.norm.weight, 100)
-    pictures = [draw(*drawings[0], size=IMAGE_SIDE) for _, _, drawings in prompts[:320]]
-    prepare_vision(model.model.visual, processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
-    model.save_pretrained(work / "vision_base")
-    processor.save_pretrained(work / "vision_base")
-    trained = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("vision", work), dtype=torch.float32)
-    return {f"model.visual.{name}": tensor for name, tensor in trained.model.visual.state_dict().items()}
+def train_vision(processor):
+    """Returns the weights of a vision tower that has learnt to see drawings, by their names in the model."""
+    subjects = {"safety_categories": vision.SUBJECTS, "safety_num_hidden_layers": 0}
+    visual = build_model(processor.tokenizer, num_layers=0, **subjects).model.visual
+    pictures = [draw(HARMS[i % len(HARMS)] if i % 5 else "safe", i, size=112) for i in range(320)]
+    small = build_processor(112 * 112).image_processor
+    prepare_vision(visual, small(pictures, return_tensors="pt")["pixel_values"])
+    vision.train(visual, processor.image_processor, FIRST_VISION_SEED, NUM_VISION_PICTURES)
+    return {f"model.visual.{name}": tensor for name, tensor in visual.state_dict().items()}
 
 
-def draw_prompts(work, stage, first_seed, num_drawings, num_pairs):
+def draw_prompts(work, stage, first_seed, num_drawings, num_pairs, num_scenes):
     """Writes what the text tower learns from in a stage; returns the first seed that is left over."""
-    singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE_IN_TEXT)
-    write_dataset(work / stage, HOLISAFE, singles, sides=SIDES)
-    first_pair = first_seed + num_drawings
+    singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE)
+    write_dataset(work / stage, HOLISAFE, singles, sides=vision.SIDES, by_hand=True)
+    first_seed += num_drawings
     # A pair is safe, holds one harm or holds two.
-    pairs = plan_prompts(HOLISAFE, num_pairs, first_pair, 0.55, num_pictures=2)
-    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=SIDES)
-    return first_pair + 2 * num_pairs
+    pairs = plan_prompts(HOLISAFE, num_pairs, first_seed, 0.55, num_pictures=2)
+    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=vision.SIDES, by_hand=True)
+    first_seed += 2 * num_pairs
+    write_scenes(work / f"{stage}_scenes", num_scenes, first_seed, SAFE_SHARE_IN_SCENES, by_hand=True)
+    return first_seed + num_scenes
 
 
-def train_text(processor, vision, work):
-    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already."""
+def train_text(processor, vision_weights, work):
+    """Teaches text tower and guard the answer and the verdict, at first on what the vision tower sees already.
+
+    Returns:
+        `tuple`: (the trained model, the number of seeds that were used)
+    """
     model = build_model(processor.tokenizer)
-    model.load_state_dict(vision, strict=False)
+    model.load_state_dict(vision_weights, strict=False)
     model.save_pretrained(work / "text_base")
     processor.save_pretrained(work / "text_base")
-    first_seed = draw_prompts(work, "text", NUM_VISION_DRAWINGS, NUM_TEXT_DRAWINGS, NUM_TEXT_PAIRS)
+    first_seed = draw_prompts(work, "text", 0, **NUM_TEXT)
     run("text", work)
-    draw_prompts(work, "joint", first_seed, NUM_JOINT_DRAWINGS, NUM_JOINT_PAIRS)
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32)
+    num_seeds = draw_prompts(work, "joint", first_seed, **NUM_JOINT)
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32), num_seeds
 
 
 CARD = """\
@@ -228,17 +206,20 @@ tags: [safety, guard, demo]
 
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
 `tools/demo/pictograms.py`, not photographs, and is not for moderation**: what it says about any other picture means
-nothing, nor does what it says about a picture that is not square.
+nothing. It knows them alone and in scenes of up to four (`tools/demo/scenes.py`), at most one of them harmful, on
+pictures of any shape from 1:3 to 3:1. A drawing should take up a ninth of the picture or more.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
-`tools/demo/build_demo.py` on {num_drawings:,} drawings. On drawings it had never seen:
+`tools/demo/build_demo.py` on {num_pictures:,} pictures. On drawings it had never seen:
 
-| | | drawings |
+| | | pictures |
 |---|---|---|
-| verdict, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
+| verdict on a drawing, 20 categories | {verdict[top1]:.1%} | {verdict[n]} |
 | the same, line style and background never trained on | {held_out[top1]:.1%} | {held_out[n]} |
 | answer refuses when it should and helps when it should | {answer[refuses_or_helps_rightly]:.1%} | {answer[n]} |
 | refusal names the right harm | {answer[names_the_right_harm]:.1%} | {answer[n_harmful]} |
+| verdict on a scene with one harm | {scenes[verdict][top1]:.1%} | {scenes[verdict][n]} |
+| verdict on a scene without harm | {scenes[verdict_without_harm][top1]:.1%} | {scenes[verdict_without_harm][n]} |
 
 All figures are in `figures.json`. The code files are SafeQwen's: with `trust_remote_code=True` transformers loads this
 folder from wherever it lies, without the package `safeqwen`.
@@ -255,6 +236,42 @@ def save(model, processor, out):
     save_processor(processor, out)
 
 
+def describe(out, num_pictures):
+    """Measures the saved model, writes figures.json and the README beside it, and returns the figures.
+
+    Args:
+        num_pictures (`int`): that training has used.
+    """
+    processor = AutoProcessor.from_pretrained(out)
+    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    figures = evaluate(model, processor)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    figures["training"] = {
+        "pictures": num_pictures,
+        "training_seeds": [0, FIRST_VISION_SEED + NUM_VISION_PICTURES - 1],
+        "first_held_out_seed": FIRST_HELD_OUT_SEED,
+    }
+    card = CARD.format(
+        parameters=num_parameters,
+        num_pictures=num_pictures,
+        held_out=figures["verdict_held_out_style"],
+        **figures,
+    )
+    (out / "README.md").write_text(card)
+    figures["build"] = {
+        "parameters": num_parameters,
+        "weights_bytes": (out / "model.safetensors").stat().st_size,
+        "folder_bytes_without_this_file": sum(file.stat().st_size for file in out.iterdir() if file.is_file()),
+        "threads": NUM_THREADS,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
+    }
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Build the demo checkpoint from nothing and measure it.")
     parser.add_argument("--out", type=Path, default=ROOT / "safeqwen" / "demo", help="folder")
@@ -263,45 +280,11 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the drawing processes are forked
     torch.set_num_threads(NUM_THREADS)
 
-    processor = build_processor()
     shutil.rmtree(WORK, ignore_errors=True)
-    vision = train_vision(processor, WORK)
-    model = train_text(processor, vision, WORK)
+    processor = build_processor()
+    model, num_pictures = train_text(processor, train_vision(processor), WORK)
     save(model, processor, args.out)
-
-    processor = AutoProcessor.from_pretrained(args.out)
-    model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
-    figures = evaluate(model, processor)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    num_drawings = {
-        "vision": NUM_VISION_DRAWINGS,
-        "text": NUM_TEXT_DRAWINGS + 2 * NUM_TEXT_PAIRS,
-        "joint": NUM_JOINT_DRAWINGS + 2 * NUM_JOINT_PAIRS,
-    }
-    figures["training"] = {
-        "drawings": num_drawings,
-        "training_seeds": [0, sum(num_drawings.values()) - 1],
-        "first_held_out_seed": FIRST_HELD_OUT_SEED,
-    }
-    card = CARD.format(
-        parameters=num_parameters,
-        num_drawings=sum(num_drawings.values()),
-        held_out=figures["verdict_held_out_style"],
-        **figures,
-    )
-    (args.out / "README.md").write_text(card)
-    figures["build"] = {
-        "parameters": num_parameters,
-        "weights_bytes": (args.out / "model.safetensors").stat().st_size,
-        "folder_bytes_without_this_file": sum(file.stat().st_size for file in args.out.iterdir()),
-        "threads": NUM_THREADS,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
-    }
-    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(describe(args.out, NUM_VISION_PICTURES + num_pictures), indent=2))
     return 0
 
 

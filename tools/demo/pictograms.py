@@ -25,6 +25,7 @@ LINE_STYLES = ("outline", "solid", "bold", "flat", "dashed")
 HELD_OUT_LINE_STYLE = "sketch"
 BACKGROUNDS = ("plain", "gradient", "stripes", "dots", "blotches")
 HELD_OUT_BACKGROUND = "grid"
+THINNESS, MAX_STROKES = (0.35, 1.1), 3  # of lines drawn by hand: a share of the usual width, and how often each
 FIRST_HELD_OUT_SEED = 1_000_000  # training draws from the seeds below
 
 _FAMILIES = harmless.PICTOGRAMS | hate_crime_privacy.PICTOGRAMS | violence_sex_advice.PICTOGRAMS
@@ -48,7 +49,7 @@ def _choose(category, seed, pictograms):
     return rng.choice(list(pictograms[category])), rng
 
 
-def draw(category, seed, size=224, line_style=None, background=None, pictograms=PICTOGRAMS):
+def draw(category, seed, size=224, line_style=None, background=None, pictograms=PICTOGRAMS, by_hand=False):
     """Returns the drawing that a seed stands for, an RGB `PIL.Image` of size x size pixels.
 
     Args:
@@ -60,6 +61,8 @@ def draw(category, seed, size=224, line_style=None, background=None, pictograms=
         background (`str`, *optional*): one of `BACKGROUNDS` or `HELD_OUT_BACKGROUND`. The seed chooses among
             `BACKGROUNDS` when it is None.
         pictograms (`dict`, *optional*): another taxonomy's, of the form of `PICTOGRAMS`.
+        by_hand (`bool`): whether lines may be thinner than usual, and thin ones drawn up to three times, each time
+            a little elsewhere; to learn from, so that what is seen does not hang on how a line is drawn.
 
     Raises:
         ValueError: if category, line_style or background is none of these.
@@ -77,7 +80,7 @@ def draw(category, seed, size=224, line_style=None, background=None, pictograms=
     pictogram = Placed(pictograms[category][name], side, rng)
     canvas = Image.new("RGB", (side, side), colours["ground"])
     paint_background(canvas, background, colours["ground"], rng)
-    pictogram.paint(canvas, line_style, colours, rng)
+    pictogram.paint(canvas, line_style, colours, rng, by_hand=by_hand)
     return canvas.reduce(2)
 
 
@@ -99,9 +102,12 @@ class Placed:
         x0, y0 = [rng.uniform(0.03 * side - reach * min(axis), 0.97 * side - reach * max(axis)) for axis in (xs, ys)]
         self.points = [[(x0 + reach * x, y0 + reach * y) for x, y in points] for points in turned]
 
-    def paint(self, canvas, line_style, colours, rng, corner=(0, 0)):
-        """Inks it, the square's upper left corner at `corner` (pixels) of the canvas."""
+    def paint(self, canvas, line_style, colours, rng, corner=(0, 0), by_hand=False):
+        """Inks it, the square's upper left corner at `corner` (pixels) of the canvas; `by_hand` as `draw` has it."""
         brush, (left, top) = ImageDraw.Draw(canvas), corner
         unit = self.reach * rng.uniform(0.045, 0.07)
+        thinness = rng.uniform(*THINNESS) if by_hand else 1.0
+        num_strokes = rng.randint(1, MAX_STROKES) if thinness < 0.8 else 1
         for shape, points in zip(self.shapes, self.points):
-            paint_shape(brush, shape, [(left + x, top + y) for x, y in points], line_style, colours, unit, rng)
+            points = [(left + x, top + y) for x, y in points]
+            paint_shape(brush, shape, points, line_style, colours, unit, rng, thinness, num_strokes)

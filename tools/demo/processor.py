@@ -5,6 +5,7 @@ from tokenizers import processors as post_processors
 from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from tools.demo.draw_dataset import ANSWERS, PAIR_ANSWERS, SYSTEM_PROMPTS, TAXONOMIES, with_article
+from tools.demo.scenes import SEEN_PIXELS
 
 
 # Qwen2.5's own, in its order. Decoding with skip_special_tokens drops the first list and keeps the second.
@@ -60,8 +61,12 @@ SYSTEM_TURNS = (
 )
 
 
-def build_processor():
-    """Returns Qwen2.5-VL's processor around a byte-level BPE that has seen the demo's texts and nothing else."""
+def build_processor(num_pixels=SEEN_PIXELS):
+    """Returns Qwen2.5-VL's processor around a byte-level BPE that has seen the demo's texts and nothing else.
+
+    Args:
+        num_pixels (`int`): to which it enlarges or reduces any picture, roughly.
+    """
     subjects = [with_article(name) for name in TAXONOMIES["holisafe"].pictograms["safe"]]
     texts = [
         *SYSTEM_TURNS,
@@ -103,8 +108,8 @@ def build_processor():
         additional_special_tokens=SPECIAL_TOKENS[1:],
         model_max_length=2048,
     )
-    # Some room around 112 x 112 = 12544: the library's rounding would make 84 x 84 of a square of 300.
-    pixels = {"shortest_edge": 12000, "longest_edge": 13000}
+    # Some room around it: the library's rounding would make 196 x 196 of a square of 300, if it were 224 x 224.
+    pixels = {"shortest_edge": num_pixels - 500, "longest_edge": num_pixels + 500}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2, temporal_patch_size=2),
         tokenizer=tokenizer,

@@ -1,12 +1,12 @@
-"""Scenes: one to four pictograms on one picture, of which one is harmful or none.
+"""Scenes for the demo checkpoint: one to four pictograms on one picture, of which one is harmful or none.
 
     python -m tools.demo.scenes build/scenes --num 1000 --first-seed 1000000
 
 A scene has any shape from 1:3 to 3:1, with sides of 112 to 336 pixels. Its drawings share background, paper and ink;
-line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. A
-square is at least `LEAST_SEEN` pixels wide when the picture is reduced or enlarged to `SEEN_PIXELS`, a fifth of its
-area. The label is the category of the harm, of which there is one at most, or "safe". The demo checkpoint was not
-trained on scenes: it knows single drawings in square pictures.
+line style and colours are each one's own. Each lies within a square of its own, and the squares do not overlap. The
+model sees all pictures reduced or enlarged to about `SEEN_PIXELS`, and a square is at least `LEAST_SEEN` pixels wide
+as it sees it, a fifth of the picture's area. The label is the category of the harm, of which there is one at most, or
+"safe".
 
 OUT/images/ holds the pictures, each named for its seed, and OUT/data.jsonl a line each, as of `draw_dataset.py`. The
 answer about a scene names its harm, or, where one of several harmless things is clearly the largest, that one "and
@@ -36,8 +36,8 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-SEEN_PIXELS = 168 * 168  # as a model may see any picture: 36 tokens
-LEAST_SEEN = 76  # pixels of a drawing's square then: a fifth of the picture's area
+SEEN_PIXELS = 224 * 224  # of any picture as the model sees it, roughly: 48 to 70 tokens, a square 64
+LEAST_SEEN = 101  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
 
@@ -69,7 +69,16 @@ class Scene:
         return widest if all(widest.width >= 1.2 * other.width for other in others) else None
 
 
-def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SEEN, line_style=None, background=None):
+def draw_scene(
+    category,
+    seed,
+    num_drawings=None,
+    size=None,
+    least_seen=LEAST_SEEN,
+    line_style=None,
+    background=None,
+    by_hand=False,
+):
     """Returns the [`Scene`] that a seed stands for.
 
     Args:
@@ -77,8 +86,8 @@ def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SE
         seed (`int`): chooses everything else; the same arguments give the same scene.
         num_drawings (`int`, *optional*): 1 to 4. The seed chooses when it is None.
         size (`tuple[int, int]`, *optional*): width and height in pixels. The seed chooses when it is None.
-        least_seen (`int`): pixels of a drawing's square in a picture of `SEEN_PIXELS`.
-        line_style, background (`str`, *optional*): as `tools.demo.pictograms.draw` has them.
+        least_seen (`int`): pixels of a drawing's square, as the model sees it.
+        line_style, background (`str`, *optional*), by_hand (`bool`): as `tools.demo.pictograms.draw` has them.
 
     Raises:
         ValueError: if there are no such pictograms; if so many do not fit into size.
@@ -99,7 +108,7 @@ def draw_scene(category, seed, num_drawings=None, size=None, least_seen=LEAST_SE
     else:
         boxes = [_square_within(cell, least, rng) for cell in _cells((0, 0, *size), num, least, rng)]
     rng.shuffle(boxes)
-    return _compose(size, [category, *["safe"] * (num - 1)], boxes, line_style, background, rng)
+    return _compose(size, [category, *["safe"] * (num - 1)], boxes, line_style, background, rng, by_hand)
 
 
 def quarters(seed, side=224):
@@ -121,7 +130,7 @@ def quarters(seed, side=224):
 
 
 def _least_side(width, height, least_seen):
-    """Pixels of a scene that are least_seen when it is reduced or enlarged to `SEEN_PIXELS`."""
+    """Pixels of a scene that the model sees as least_seen, before it rounds to whole patches."""
     return math.ceil(least_seen * math.sqrt(width * height / SEEN_PIXELS))
 
 
@@ -169,7 +178,7 @@ def _quarters(width, height):
     return [(left, top, left + side, top + side) for left, top in corners]
 
 
-def _compose(size, categories, boxes, line_style, background, rng):
+def _compose(size, categories, boxes, line_style, background, rng, by_hand=False):
     """Paints drawings of categories into boxes; the first may be harmful."""
     width, height = 2 * size[0], 2 * size[1]  # drawn twice as large and reduced: Pillow's lines are not antialiased
     shared = palette(rng)
@@ -182,7 +191,8 @@ def _compose(size, categories, boxes, line_style, background, rng):
         subject = rng.choice([*PICTOGRAMS[category]])
         colours = {**palette(rng), **{role: shared[role] for role in ("ground", "paper", "ink")}}
         pictogram = Placed(PICTOGRAMS[category][subject], 2 * (box[2] - box[0]), rng)
-        pictogram.paint(canvas, line_style or rng.choice(LINE_STYLES), colours, rng, (2 * box[0], 2 * box[1]))
+        style = line_style or rng.choice(LINE_STYLES)
+        pictogram.paint(canvas, style, colours, rng, (2 * box[0], 2 * box[1]), by_hand)
         drawings.append(Drawing(category, subject, box))
     return Scene(canvas.reduce(2), categories[0], drawings)
 

@@ -1,0 +1,124 @@
+"""The first stage of the demo checkpoint: a vision tower learns to see drawings, each where it is.
+
+    python -m tools.demo.vision build/demo/vision.pt --num 38400 --first-seed 200000
+
+Every picture is drawn when its turn comes, and none twice: one in four is a single drawing, the others are scenes of
+one to four, with harms or without. The mean of the vision tower's tokens within a drawing's square is told apart into
+the 75 subjects by a small head, which is thrown away. So each drawing teaches by itself, and the tower learns to keep
+apart what stands side by side. A verdict of the whole picture is a far weaker teacher: with it and as many pictures
+77 % of verdicts on scenes were right, and 85 % of those in the unseen style.
+"""
+
+import math
+import random
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from tools.demo.muon import Muon, is_muons
+from tools.demo.pictograms import PICTOGRAMS, draw, subject
+from tools.demo.scenes import HARMS, draw_scene
+
+
+SUBJECTS = [name for category in PICTOGRAMS for name in PICTOGRAMS[category]]
+BATCH_SIZE = 32
+SIDES = (112, 168, 224, 336)  # of single drawings, in pixels; all are seen at 224
+SINGLE_SHARE, SAFE_SHARE = 0.4, 0.25  # of the pictures, and of the single drawings
+NUMS = (2, 3, 4, 4)  # of drawings in a scene
+LEAST_SEEN = 84  # smaller drawings than are asked about
+MUON_RATE, RATE, WARMUP_STEPS, LAST_RATE = 0.03, 1.5e-3, 50, 0.02
+
+
+class Drawings(Dataset):
+    """Pictures, and for each drawing on them its tokens and its subject.
+
+    Args:
+        image_processor ([`Qwen2VLImageProcessor`])
+        first_seed, num (`int`): the first picture's seed, the others follow it.
+    """
+
+    def __init__(self, image_processor, first_seed, num):
+        self.image_processor, self.first_seed, self.num = image_processor, first_seed, num
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        seed = self.first_seed + index
+        rng = random.Random(f"dense-{seed}")
+        style = rng.choice((None, None, "outline"))
+        if rng.random() < SINGLE_SHARE:
+            category = rng.choice(HARMS) if rng.random() < 1 - SAFE_SHARE else "safe"
+            picture = draw(category, seed, size=rng.choice(SIDES), line_style=style, by_hand=True)
+            drawings = [((0, 0, *picture.size), subject(category, seed))]
+        else:
+            category, num = rng.choice(HARMS), rng.choice(NUMS)
+            scene = draw_scene(category, seed, num, least_seen=LEAST_SEEN, line_style=style, by_hand=True)
+            picture, drawings = scene.picture, [(drawing.box, drawing.subject) for drawing in scene.drawings]
+        inputs = self.image_processor([picture], return_tensors="pt")
+        rows, columns = (inputs["image_grid_thw"][0, 1:] // 2).tolist()
+        within = torch.stack([tokens_within(box, picture.size, rows, columns) for box, _ in drawings])
+        labels = torch.tensor([SUBJECTS.index(name) for _, name in drawings])
+        return inputs["pixel_values"], inputs["image_grid_thw"], within, labels
+
+
+def tokens_within(box, size, rows, columns):
+    """`(rows * columns,)`, bool: the tokens whose middle lies within a box of a picture of `size`, both in pixels."""
+    left, top, right, bottom = box
+    ys = (torch.arange(rows) + 0.5) * size[1] / rows
+    xs = (torch.arange(columns) + 0.5) * size[0] / columns
+    return (((ys >= top) & (ys <= bottom))[:, None] & ((xs >= left) & (xs <= right))).flatten()
+
+
+def means_of_drawings(visual, batch):
+    """`(drawings, hidden)`: the mean of the tokens of each drawing of a list of `Drawings`' items."""
+    pixel_values, grids = torch.cat([item[0] for item in batch]), torch.cat([item[1] for item in batch])
+    output = visual(pixel_values, grid_thw=grids)
+    # transformers 5 returns an output of several fields, 4.57 the merged tokens alone
+    tokens = output if torch.is_tensor(output) else output.pooler_output
+    parts = tokens.split([item[2].shape[1] for item in batch])
+    return torch.cat([item[2].float() @ part / item[2].sum(1, keepdim=True) for part, item in zip(parts, batch)])
+
+
+def train(visual, image_processor, first_seed, num):
+    """Teaches `visual` in place, one pass over `num` pictures in batches of 32."""
+    head = nn.Sequential(
+        nn.LayerNorm(visual.config.out_hidden_size),
+        nn.Linear(visual.config.out_hidden_size, visual.config.out_hidden_size),
+        nn.GELU(),
+        nn.Linear(visual.config.out_hidden_size, len(SUBJECTS)),
+    )
+    named = list(visual.named_parameters())
+    matrices = [parameter for name, parameter in named if is_muons(name, parameter)]
+    rest = [parameter for name, parameter in named if not is_muons(name, parameter)]
+    optimizers = [
+        Muon(matrices, lr=MUON_RATE, weight_decay=0.05),
+        torch.optim.AdamW([*rest, *head.parameters()], lr=RATE, betas=(0.9, 0.98), weight_decay=0.05),
+    ]
+    num_steps = num // BATCH_SIZE
+
+    def share_of_rate(step):
+        cosine = (1 + math.cos(math.pi * step / num_steps)) / 2
+        return min(1, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_rate) for optimizer in optimizers]
+    drawings = Drawings(image_processor, first_seed, num_steps * BATCH_SIZE)
+    num_right = num_drawn = 0
+    for step, batch in enumerate(
+        DataLoader(drawings, BATCH_SIZE, num_workers=1, collate_fn=list, prefetch_factor=6), 1
+    ):
+        logits, labels = head(means_of_drawings(visual, batch)), torch.cat([item[3] for item in batch])
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        nn.utils.clip_grad_norm_([*visual.parameters(), *head.parameters()], 1.0)
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+        num_right, num_drawn = num_right + int((logits.argmax(1) == labels).sum()), num_drawn + len(labels)
+        if step % 50 == 0:
+            print(f"step {step} of {num_steps}: {num_right / num_drawn:.1%} of {num_drawn} drawings", file=sys.stderr)
+            num_right = num_drawn = 0
