@@ -62,10 +62,10 @@ def _sources():
     with gr.Accordion("Take a photograph", open=False):
         photograph = read_once(gr.Image(sources=["webcam"], show_label=False, elem_id="photograph", buttons=[]))
     gr.HTML("<h2>Or an example, drawn for this page</h2>", elem_classes="heading")
-    with gr.Row():
+    with gr.Row(elem_id="examples"):
         examples = [
-            (gr.Button(words, elem_id=f"example-{i}", elem_classes="example", min_width=60), category)
-            for i, (category, words) in enumerate(page.EXAMPLES.items())
+            (gr.Button(words, elem_id=f"example-{i}", elem_classes="example", min_width=60), name)
+            for i, (name, words) in enumerate(page.EXAMPLES.items())
         ]
     return {"files": files, "link": link, "judge_link": judge_link, "photograph": photograph, "examples": examples}
 
@@ -133,9 +133,9 @@ def _connect_pictures(judge, visit, sources, shown):
     def of_link(link):
         return [(link, partial(judge.linked, link))] if link.strip() else []
 
-    def of_example(category):
-        name = f"{page.EXAMPLES[category]}.png"
-        return lambda: [(name, partial(judge.verdict, page.example_bytes(category), name))]
+    def of_example(name):
+        shown_as = f"{page.EXAMPLES[name]}.png"
+        return lambda: [(shown_as, partial(judge.verdict, page.example_bytes(name), shown_as))]
 
     settings = [visit, shown["opacity"], shown["reveal"]]
     queued = {"outputs": outputs, "show_progress": "hidden", **ONE_AT_A_TIME, **PRIVATE}
@@ -149,8 +149,8 @@ def _connect_pictures(judge, visit, sources, shown):
         [*settings, sources["link"]],
         **queued,
     )
-    for button, category in sources["examples"]:
-        button.click(handler(of_example(category)), settings, **queued)
+    for button, name in sources["examples"]:
+        button.click(handler(of_example(name)), settings, **queued)
 
 
 def _first_map(judge, visit, opacity, reveal):

@@ -19,19 +19,20 @@ EXAMPLES = {
     "weapon_related_violence": "weapon",
     "drug_related_hazards": "drugs",
     "animal_abuse": "cruelty",
-}  # the category of examples/*.png -> its name on the page
+    "scene": "one of four",
+}  # examples/*.png, drawn by scripts/draw_screenshots.py -> its name on the page
 
 
-def example_bytes(category):
+def example_bytes(name):
     """Returns the picture file (`bytes`) of an example."""
-    return (HERE / "examples" / f"{category}.png").read_bytes()
+    return (HERE / "examples" / f"{name}.png").read_bytes()
 
 
 def styles():
     """Returns the page's rules (`str`), with the examples' pictures in them: nothing is loaded from elsewhere."""
     pictures = (
-        f"#example-{i}::before{{background-image:url({data_url(example_bytes(category), 'image/png')})}}"
-        for i, category in enumerate(EXAMPLES)
+        f"#example-{i}::before{{background-image:url({data_url(example_bytes(name), 'image/png')})}}"
+        for i, name in enumerate(EXAMPLES)
     )
     return CSS + "\n".join(pictures)
 
