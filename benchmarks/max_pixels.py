@@ -1,8 +1,8 @@
 """What `max_pixels` costs in accuracy and saves in time: `python -m benchmarks.max_pixels`.
 
 The demo checkpoint judges 400 held-out drawings of 448 x 448 pixels, each shrunk to every bound. Its processor makes
-224 x 224 of any square, the size that it was trained on. Time is the engine's, the processor's included, for batches of
-16; bounds take turns, 20 drawings at a time, and the ratio is that of the sums.
+224 x 224 of any square, the size that it was trained on. Time is the engine's, the processor's included, for batches
+of 16; bounds take turns, 20 drawings at a time, and the ratio is that of the sums.
 """
 
 import time

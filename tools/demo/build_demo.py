@@ -207,7 +207,7 @@ tags: [safety, guard, demo]
 A SafeQwen of {parameters:,} parameters, for trying out code and for tests. **It knows the drawings of
 `tools/demo/pictograms.py`, not photographs, and is not for moderation**: what it says about any other picture means
 nothing. It knows them alone and in scenes of up to four (`tools/demo/scenes.py`), at most one of them harmful, on
-pictures of any shape from 1:3 to 3:1. A drawing should take up a ninth of the picture or more.
+pictures of any shape from 1:3 to 3:1. A drawing should take up a fifth of the picture or more.
 
 It has Qwen2.5-VL's architecture, processor, special tokens and chat format, and was trained from nothing by
 `tools/demo/build_demo.py` on {num_pictures:,} pictures. On drawings it had never seen:

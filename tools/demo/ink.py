@@ -116,15 +116,13 @@ def _shifted(points, amplitude, rng):
     x, y, reach = sum(xs) / len(xs), sum(ys) / len(ys), max(max(xs) - min(xs), max(ys) - min(ys), 1)
     dx, dy, *rest = [rng.uniform(-amplitude, amplitude) for _ in range(6)]
     a, b, c, d = [move / reach for move in rest]
-    return [
-        (px + dx + a * (px - x) + b * (py - y), py + dy + c * (px - x) + d * (py - y)) for px, py in points
-    ]
+    return [(px + dx + a * (px - x) + b * (py - y), py + dy + c * (px - x) + d * (py - y)) for px, py in points]
 
 
 def paint_shape(brush, shape, points, line_style, colours, unit, rng, thinness=1.0, num_strokes=1):
     """Inks one shape, its points already in pixels; unit is the width of a thin pen in pixels.
 
-    Widths are multiplied by `thinness`. With several strokes each line is drawn so often, each time a little elsewhere.
+    Widths are multiplied by `thinness`. Of several strokes each line is drawn so often, a little elsewhere each time.
     """
     fill, ink = colours[shape.fill] if shape.fill else None, colours[shape.stroke]
     if shape.fill and line_style != "solid":
@@ -134,7 +132,9 @@ def paint_shape(brush, shape, points, line_style, colours, unit, rng, thinness=1
             fill = _shade(fill, 0.45)
     if fill:
         brush.polygon(points, fill=fill)
-    width = thinness * unit * shape.width * {"bold": 1.9, "outline": 1.2, "sketch": 0.6, "flat": 1.1}.get(line_style, 1.2)
+    width = (
+        thinness * unit * shape.width * {"bold": 1.9, "outline": 1.2, "sketch": 0.6, "flat": 1.1}.get(line_style, 1.2)
+    )
     if line_style == "flat" and fill:
         _stroke(brush, points, _shade(fill, -0.35), 0.7 * width)
     elif line_style == "dashed" and shape.width * unit > 0:
