@@ -1,7 +1,7 @@
 """Which heat map finds what a verdict comes from: `python -m benchmarks.heatmaps`.
 
-Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side, as the model's processor shows
-them (the demo's makes 64 tokens of both), and the map of the harmful one's category by each method:
+Canvases of four held-out drawings, one of them harmful, of 224 and of 112 pixels a side, as the model's processor
+shows them (the demo's makes 64 tokens of both), and the map of the harmful one's category by each method:
 
 - quarter: the map's maximum lies in the quarter of the harmful drawing (by chance 25 %).
 - masking: with the hottest tenth of the patches grey (the processor's mean colour) the category's probability is lower
