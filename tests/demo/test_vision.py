@@ -1,5 +1,7 @@
 """What the demo's vision tower learns from: each drawing's tokens are those within its square."""
 
+import math
+
 import pytest
 import torch
 
@@ -51,12 +53,47 @@ def test_the_labels_are_those_of_the_scene_in_the_order_of_its_boxes(monkeypatch
         assert count / within.shape[1] == pytest.approx(share, abs=0.12)
 
 
-def test_the_mean_of_a_drawing_is_that_of_its_tokens():
-    class Visual(torch.nn.Module):
-        def forward(self, pixel_values, grid_thw):
-            return pixel_values.view(-1, 4, 1).mean(dim=1)  # a token for four patches
+class Visual(torch.nn.Module):
+    """A token is the mean of its four patches times a weight."""
 
-    patches = torch.arange(16.0)[:, None]  # tokens of 1.5, 5.5, 9.5 and 13.5, the last two of another picture
-    one = (patches[:8], torch.tensor([[1, 2, 4]]), torch.tensor([[True, False], [True, True]]), None)
-    other = (patches[8:], torch.tensor([[1, 2, 4]]), torch.tensor([[False, True]]), None)
-    assert vision.means_of_drawings(Visual(), [one, other]).flatten().tolist() == [1.5, 3.5, 13.5]
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, pixel_values, grid_thw):
+        return self.weight * pixel_values.view(-1, 4, 1).mean(dim=1)
+
+
+PATCHES = torch.arange(16.0)[:, None]  # tokens of 1.5, 5.5, 9.5 and 13.5, the last two of another picture
+BATCH = [
+    (PATCHES[:8], torch.tensor([[1, 2, 4]]), torch.tensor([[True, False], [True, True]]), torch.tensor([0, 1])),
+    (PATCHES[8:], torch.tensor([[1, 2, 4]]), torch.tensor([[False, True]]), torch.tensor([1])),
+]
+
+
+def test_the_tokens_of_a_drawing_are_those_of_its_square():
+    tokens = vision.tokens_of_drawings(Visual(), BATCH)
+    assert [part.flatten().tolist() for part in tokens] == [[1.5], [1.5, 5.5], [13.5]]
+
+
+@pytest.mark.parametrize("each_token", [False, True])
+def test_the_loss_is_that_of_the_means_and_of_the_mean_over_each_drawings_tokens(monkeypatch, each_token):
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, tokens):
+            return torch.cat([tokens, -tokens], dim=1) + self.bias
+
+    def loss_of(value, label):  # of one token by hand: the logits are value and -value
+        return math.log(1 + math.exp(-2 * value if label == 0 else 2 * value))
+
+    losses = []
+    monkeypatch.setattr(vision, "DataLoader", lambda *args, **kwargs: [BATCH])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: losses.append(self.item()))
+    vision.train(Visual(), Head(), None, first_seed=0, num=32, rate=0.0, each_token=each_token)
+    expected = (loss_of(1.5, 0) + loss_of(3.5, 1) + loss_of(13.5, 1)) / 3
+    if each_token:
+        expected += (loss_of(1.5, 0) + (loss_of(1.5, 1) + loss_of(5.5, 1)) / 2 + loss_of(13.5, 1)) / 3
+    assert losses == [pytest.approx(expected, rel=1e-5)]

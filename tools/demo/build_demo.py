@@ -65,7 +65,12 @@ HOLISAFE = TAXONOMIES["holisafe"]
 SEED = 2506
 WORK = ROOT / "build" / "demo"  # where configs/{vision,text,joint}.yaml read
 NUM_THREADS = 1  # sums come out the same on any number of cores; the next batch is prepared by another process
-FIRST_VISION_SEED, NUM_VISION_PICTURES = 200_000, 64_000
+FIRST_VISION_SEED = 200_000
+VISION_PASSES = (  # by the mean of each drawing's tokens, then by each of them too
+    {"num": 64_000, "rate": 0.03, "each_token": False},
+    {"num": 16_000, "rate": 0.02, "each_token": True},
+)
+NUM_VISION_PICTURES = sum(one["num"] for one in VISION_PASSES)
 NUM_TEXT = {"num_drawings": 12_000, "num_pairs": 3_000, "num_scenes": 16_000}
 NUM_JOINT = {"num_drawings": 6_000, "num_pairs": 1_500, "num_scenes": 12_000}
 SAFE_SHARE, SAFE_SHARE_IN_SCENES = 0.35, 0.3
@@ -162,7 +167,10 @@ def train_vision(processor):
     pictures = [draw(HARMS[i % len(HARMS)] if i % 5 else "safe", i, size=112) for i in range(320)]
     small = build_processor(112 * 112).image_processor
     prepare_vision(visual, small(pictures, return_tensors="pt")["pixel_values"])
-    vision.train(visual, processor.image_processor, FIRST_VISION_SEED, NUM_VISION_PICTURES)
+    head, first_seed = vision.build_head(visual.config.out_hidden_size), FIRST_VISION_SEED
+    for one in VISION_PASSES:
+        vision.train(visual, head, processor.image_processor, first_seed, **one)
+        first_seed += one["num"]
     return {f"model.visual.{name}": tensor for name, tensor in visual.state_dict().items()}
 
 
