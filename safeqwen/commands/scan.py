@@ -105,9 +105,9 @@ def _scan(args):
 
 def _loaded(args):
     """The engine of the model that is loaded here, the policy, and the fingerprint of the weights."""
-    source = source_of(args.model)
+    source, hub = source_of(args.model), hub_of(args)
     model, processor = load_model(args)
-    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
+    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub), **hub)
     return Engine(model, processor), policy_of(args, model), fingerprint
 
 
@@ -126,11 +126,11 @@ def _on_ray(args):
     source, hub = source_of(args.model), hub_of(args)
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
-    config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub))
+    config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub), **hub)
     categories = config.safety_categories
     given = {
         "categories": categories,
-        "model_fingerprint": loaded(source, lambda: weights_fingerprint(source, **hub)),
+        "model_fingerprint": loaded(source, lambda: weights_fingerprint(source, **hub), **hub),
         "policy": load_policy(source, categories, **hub) if args.policy is None else given_policy(args, categories),
         "num_actors": args.num_actors,
         "dtype": args.dtype,
