@@ -3,9 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from safeqwen.commands.terminal import say
 from safeqwen.fingerprint import weights_fingerprint
@@ -79,10 +79,14 @@ def loaded(source, load, **hub):
 
 
 @cache  # said and asked once a process
-def ask_hub(source, revision=None, token=None, cache_dir=None, local_files_only=False):
+def ask_hub(source, revision=None, cache_dir=None, local_files_only=False, token=None):
     """
     Says that a model is no folder here and that the Hub is asked for it, unless it was downloaded before. The Hub is
     asked once: where there is no network, its library would try each of nine files six times, for minutes.
+
+    Args:
+        source (`str` or `os.PathLike`)
+        revision, cache_dir, local_files_only, token: as `from_pretrained` takes them; the last is not needed here.
 
     Raises:
         ValueError: if the name can be no repository's either, or nothing answers.
@@ -99,10 +103,8 @@ def ask_hub(source, revision=None, token=None, cache_dir=None, local_files_only=
     in_cache = isinstance(try_to_load_from_cache(source, "config.json", cache_dir, revision), str)
     if not in_cache:
         say(f"there is no folder {source}: the Hub is asked for it")
-    try:
-        get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), token=token)
-    except HfHubHTTPError:  # it answers: the library says what, and tries again if the Hub is busy
-        return
+    try:  # whatever it answers: the library says what that means, and tries again if the Hub is busy
+        get_session().head(hf_hub_url(source, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # of the HTTP library, which is another one since huggingface_hub 1.0
         offline = "; HF_HUB_OFFLINE=1 in the environment takes what was downloaded before" if in_cache else ""
         raise ValueError(f"{failed} the Hub cannot be reached: {error}{offline}") from error

@@ -82,7 +82,7 @@ def test_where_no_hub_answers_every_command_asks_once_and_says_so(arguments, tmp
 def test_what_can_be_no_repositorys_name_is_refused_without_asking(arguments, name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(model, "get_session", lambda: pytest.fail("the Hub was asked"))
     for command in COMMANDS:
         assert main([*arguments[command], name]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -100,11 +100,11 @@ def test_a_model_that_was_downloaded_before_needs_a_word_where_no_hub_answers(tm
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
 
-    def fail(*_, **__):
+    def fail():
         raise OSError("no route to host")
 
     monkeypatch.setattr(model.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(model, "get_session", fail)
     with pytest.raises(ValueError, match="no route to host; HF_HUB_OFFLINE=1 in the environment takes what was"):
         model.ask_hub("someone/tiny", cache_dir=str(tmp_path))
     assert not capsys.readouterr().err
@@ -114,11 +114,12 @@ def test_a_model_that_was_downloaded_before_needs_a_word_where_no_hub_answers(tm
 def test_a_hub_that_answers_is_left_to_its_own_library(monkeypatch, capsys):
     """Which tries again if the Hub is busy, and says of a name what is wrong with it."""
 
-    def busy(*_, **__):
-        raise model.HfHubHTTPError("429 Client Error", response=SimpleNamespace(headers={}, request=None))
+    class Busy:
+        def head(self, *_, **__):
+            return SimpleNamespace(status_code=429)
 
     monkeypatch.setattr(model.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model, "get_hf_file_metadata", busy)
+    monkeypatch.setattr(model, "get_session", Busy)
     assert model.loaded("someone/busy", lambda: "a model") == "a model"
     assert capsys.readouterr().err == "safeqwen: there is no folder someone/busy: the Hub is asked for it\n"
     assert model.loaded("someone/busy", lambda: "a model") == "a model"
@@ -127,6 +128,6 @@ def test_a_hub_that_answers_is_left_to_its_own_library(monkeypatch, capsys):
 
 def test_offline_a_name_is_looked_up_in_the_cache_alone(monkeypatch, capsys):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    monkeypatch.setattr(model, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(model, "get_session", lambda: pytest.fail("the Hub was asked"))
     model.ask_hub("someone/nothing")
     assert not capsys.readouterr().err
