@@ -3,10 +3,8 @@
 import importlib.util
 import sys
 
-from tqdm import tqdm
-
 from safeqwen.commands.model import hub_of, load_model, loaded, source_of
-from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, progress_bar, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
@@ -42,7 +40,7 @@ def run(args):
             root=args.data_root,
             fetch=args.fetch,
             column=args.column,
-            progress=lambda things, what, total: tqdm(
+            progress=lambda things, what, total: progress_bar(
                 things, what, total, disable=args.quiet or not sys.stderr.isatty()
             ),
         )

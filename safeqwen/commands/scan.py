@@ -23,7 +23,7 @@ from safeqwen.commands.model import (
     policy_of,
     source_of,
 )
-from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, progress_bar, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
@@ -169,7 +169,7 @@ class Progress:
         if not self.is_quiet:
             threading.Thread(target=self._count, daemon=True).start()
             if sys.stderr.isatty():
-                self.bar = tqdm(unit=" pictures", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+                self.bar = progress_bar(unit=" pictures", smoothing=0.05)
         return self
 
     def __exit__(self, *exception):
