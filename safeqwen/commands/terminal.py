@@ -31,7 +31,7 @@ def drop_output():
 
 
 def progress_bar(*args, **kwargs):
-    """Returns a `tqdm` bar on stderr, as wide as the terminal, or 80 columns where that reports 0, as containers may."""
+    """Returns a `tqdm` bar on stderr, as wide as the terminal, or 80 columns where that says 0, as containers may."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except OSError:  # stderr is no terminal
