@@ -66,16 +66,12 @@ def load_base(path_or_repo, *, safety_categories=None, **kwargs):
         safety_categories (`list[str]`, *optional*):
             The taxonomy to train. If the checkpoint's guard has another one, be it of as many categories, the guard's
             last layer starts anew, drawn by torch's generator, and the guard does not judge until it is trained.
-        kwargs:
-            Further arguments of the model's `from_pretrained`, e.g. `dtype` and `revision`. With
-            `output_loading_info=True` a pair is returned, as that does.
+        kwargs: further arguments of the model's `from_pretrained`, e.g. `dtype` and `revision`.
     """
     if safety_categories is not None:
         kwargs |= {"safety_categories": list(safety_categories), "ignore_mismatched_sizes": True}
     refuse_two_saves(path_or_repo)
-    loaded = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, **kwargs)
-    (loaded[0] if kwargs.get("output_loading_info") else loaded).eval()
-    return loaded
+    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, **kwargs).eval()
 
 
 def folder_digest(folder):

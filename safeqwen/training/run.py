@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import EarlyStoppingCallback
@@ -58,7 +57,7 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     run = _from_main_process(state, lambda: describe(args, base, revision, taxonomy, rows, eval_rows, command))
     checkpoint = None if is_new else _from_main_process(state, lambda: checkpoint_to_resume(args, run))
 
-    model = load_model(args, base, taxonomy, hub, is_resumed=checkpoint is not None)
+    model = load_model(args, base, taxonomy, hub)
     model.config.safety_prompt_ids = prompt_ids(processor)
     if args.tuning == "guard_only":
         model.to(args.device)
@@ -109,10 +108,9 @@ def read_categories(categories, config):
     return Taxonomy(categories or config.safety_categories)
 
 
-def load_model(args, base, taxonomy, hub, is_resumed=False):
+def load_model(args, base, taxonomy, hub):
     """
-    Returns the model to train, in the precision and with the frozen parameters that the settings ask for; says what
-    of the guard is new, unless a checkpoint will be loaded over it.
+    Returns the model to train, in the precision and with the frozen parameters that the settings ask for.
 
     Raises:
         ValueError: if `frozen` matches no parameter.
@@ -121,14 +119,7 @@ def load_model(args, base, taxonomy, hub, is_resumed=False):
     half = "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32"
     dtype = args.dtype or ("float32" if args.tuning == "full" else half)
     torch.manual_seed(args.seed)  # of a guard that starts anew
-    options |= {"safety_categories": taxonomy.names, "dtype": getattr(torch, dtype), **hub}
-    model, info = _load_without_table(base, **options)
-    if model.refusal() and not is_resumed and args.distributed_state.is_main_process:
-        is_missing = any(name.startswith(f"{GUARD}.mlp.0") for name in info["missing_keys"])
-        part = (
-            "guard is new: the base has none" if is_missing else "guard's last layer is new: the base's is for others"
-        )
-        print(f"the {part}; it learns {len(taxonomy.names)} categories", file=sys.stderr)
+    model = load_base(base, safety_categories=taxonomy.names, dtype=getattr(torch, dtype), **options, **hub)
     if args.safety_loss_lambda is not None:
         model.config.safety_loss_lambda = args.safety_loss_lambda
     for module in model.img_safety_head.modules():
@@ -144,33 +135,6 @@ def load_model(args, base, taxonomy, hub, is_resumed=False):
         for name in names:
             model.get_parameter(name).requires_grad_(False)
     return model
-
-
-def _load_without_table(base, **options):
-    """
-    Returns what `load_base` does, with its loading info. The library's table of weights that were drawn anew is kept
-    away if it holds the guard's alone, as it should.
-    """
-    logger, tables = transformers.logging.get_logger("transformers.modeling_utils"), []
-
-    def keep_back(record):
-        is_table = re.search("LOAD REPORT|newly initialized", record.getMessage())  # of 5.x, of 4.57
-        if is_table:
-            tables.append(record)
-        return not is_table
-
-    logger.addFilter(keep_back)
-    info = None
-    try:
-        model, info = load_base(base, output_loading_info=True, **options)
-    finally:
-        logger.removeFilter(keep_back)
-        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-        found = [entry for kind in kinds for entry in info[kind]] if info else [""]
-        if not all((entry if isinstance(entry, str) else entry[0]).startswith(GUARD) for entry in found):
-            for table in tables:
-                logger.handle(table)
-    return model, info
 
 
 def _read(args, taxonomy, collator):

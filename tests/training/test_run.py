@@ -1,8 +1,6 @@
 """What is trained, in which precision, and what is refused."""
 
-import io
 import json
-import logging
 
 import pytest
 import torch
@@ -153,71 +151,6 @@ def test_freezing_nothing_is_refused(tmp_path, rows, settings, message):
     with pytest.raises(ValueError, match=message):
         train(arguments(rows, tmp_path / "run", **settings))
     assert not (tmp_path / "run" / "run.json").exists()
-
-
-TWENTY = [*NAMES, *(f"other_{number}" for number in range(16))]  # as many as the base's guard has
-
-
-@pytest.mark.parametrize(
-    ("categories", "said"),
-    [
-        (None, ""),  # the base's own
-        (NAMES, "the guard's last layer is new: the base's is for others; it learns 4 categories\n"),
-        (TWENTY, "the guard's last layer is new: the base's is for others; it learns 20 categories\n"),
-    ],
-    ids=["own", "fewer", "as many"],
-)
-def test_a_guard_that_starts_anew_is_said_in_a_line_not_as_a_table(tmp_path, rows, categories, said, told):
-    args = arguments(rows, tmp_path / "run", categories=categories)
-    names = categories or load_base(DEMO_CHECKPOINT).config.safety_categories
-    told()
-    load_model(args, DEMO_CHECKPOINT, Taxonomy(names), {}, is_resumed=True)
-    assert told() == ""
-    load_model(args, DEMO_CHECKPOINT, Taxonomy(names), {})
-    assert told() == said
-
-
-def test_a_plain_base_gets_a_guard_that_is_new(tmp_path, rows, told):
-    base = load_base(DEMO_CHECKPOINT)
-    kept = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith(GUARD)}
-    base.save_pretrained(tmp_path / "base", state_dict=kept)
-    told()
-    load_model(arguments(rows, tmp_path / "run"), tmp_path / "base", Taxonomy(NAMES), {})
-    assert told() == "the guard is new: the base has none; it learns 4 categories\n"
-
-
-def test_the_librarys_table_of_other_weights_is_shown(tmp_path, rows, told, monkeypatch):
-    """None gets past the model's own check today; were it to, it must not go unseen."""
-    base = load_base(DEMO_CHECKPOINT)
-    name = "model.language_model.norm.weight"
-    kept = {key: tensor for key, tensor in base.state_dict().items() if key != name}
-    base.save_pretrained(tmp_path / "base", state_dict=kept)
-    args = arguments(rows, tmp_path / "run")
-    told()
-    with pytest.raises(RuntimeError, match="1 tensors are missing"):
-        load_model(args, tmp_path / "base", Taxonomy(NAMES), {})
-    assert "norm.weight" in told()
-    monkeypatch.setattr("safeqwen.hub.modeling_safeqwen.check_loaded", lambda model, info: False)
-    load_model(args, tmp_path / "base", Taxonomy(NAMES), {})
-    assert "norm.weight" in told()
-
-
-@pytest.fixture
-def told(capsys):
-    """What the user saw on stderr since the last call, the library's warnings with it, but no progress of loading."""
-    logger, stream = logging.getLogger("transformers"), io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logger.addHandler(handler)
-
-    def read():
-        said = stream.getvalue()
-        stream.truncate(0)
-        stream.seek(0)
-        lines = capsys.readouterr().err.splitlines(keepends=True)
-        return said + "".join(line for line in lines if line.startswith("the guard"))
-
-    yield read
-    logger.removeHandler(handler)
 
 
 def test_categories_without_a_row_are_named(tmp_path, rows, capsys):
