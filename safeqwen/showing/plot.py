@@ -66,19 +66,14 @@ class Plot:
 
 def count_axis(axes, highest):
     """
-    Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between. There
-    is always a tick near the highest bar, and never so many that they touch: the axes are small.
+    Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between. The
+    highest count has a tick of its own, and the others keep away from it and from one another: the axes are small.
     """
-    digits = max(1, len(str(int(highest))) - 1)
-    if highest > 5 * 10**digits:
-        digits += 1
-    ticks = [10**d for d in range(digits, 0, -1 if digits < 5 else -2)][::-1]
-    step = next(step for step in (1, 2, 5) if step * 10**digits >= highest)
-    if step == 5 and digits < 3 or step == 2 and digits == 1:
-        ticks.append(step * 10**digits)
-    ticks = [0, *([5] if len(ticks) < 3 else []), *ticks]
+    highest = max(1, int(highest))
+    powers = [10**power for power in range(1, 8) if 5 * 10**power <= highest]
+    ticks = [0, *powers[-1::-2][::-1], highest]
     axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylim(0, 1.2 * max(highest, ticks[-1]))
+    axes.set_ylim(0, 1.2 * highest)
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_yticks([], minor=True)
 
