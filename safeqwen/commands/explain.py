@@ -30,18 +30,15 @@ def run(args):
         return _fail("give --out PNG for a picture, --json for the values, or both")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         return _fail(f"there is no folder {Path(args.out).parent} to write to: make it first")
+    chosen = [*dict.fromkeys(args.category or ())]
+    private_networks = {"private_networks": True} if args.private_networks else {}
     try:
-        model, processor = load_model(args)
-    except ValueError as error:
-        return _fail(error)
-    engine = Engine(model, processor)
-    try:
-        engine.image_settings(args.max_pixels)
-        chosen = [known_category(category, engine.categories) for category in dict.fromkeys(args.category or ())]
-        if chosen:
-            _refuse_existing(_files(args.out, chosen), args)  # before the picture is fetched
-        private_networks = {"private_networks": True} if args.private_networks else {}
+        # Before the model is loaded, which may take minutes. Without --category the names are not known yet.
+        _refuse_existing(_files(args.out, chosen or [None]), args, only_picture=not chosen)
         views = read_image(args.image, timeout_s=args.timeout, **private_networks)
+        engine = Engine(*load_model(args))
+        engine.image_settings(args.max_pixels)
+        chosen = [known_category(category, engine.categories) for category in chosen]
         (verdict,) = engine.judge_each([views], list, max_pixels=args.max_pixels, thumbnails=False)
         if verdict.error is not None:
             return _fail(f"{args.image}: {verdict.error}", code=1)
@@ -99,9 +96,14 @@ def _files(out, categories):
     return [out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names]
 
 
-def _refuse_existing(files, args):
+def _refuse_existing(files, args, only_picture=False):
+    """Raises `ValueError` if one of the files exists that is not to be replaced: never the picture itself."""
     for file in files:
-        if file is not None and file.exists() and not args.force:
+        if file is None or not file.exists():
+            continue
+        if Path(args.image).exists() and file.samefile(args.image):
+            raise ValueError(f"{file} is the picture itself: give another --out")
+        if not args.force and not only_picture:
             raise ValueError(f"{file} exists: --force replaces it, or give another --out")
 
 

@@ -1,6 +1,11 @@
 """The model that a command's `--model` names."""
 
+from functools import cache
 from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from safeqwen.commands.terminal import say
 from safeqwen.fingerprint import weights_fingerprint
@@ -36,7 +41,8 @@ def load_model(args):
     source = source_of(args.model)
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
-    return loaded(source, lambda: load(source, dtype=args.dtype, device=args.device, **hub_of(args)))
+    hub = hub_of(args)
+    return loaded(source, lambda: load(source, dtype=args.dtype, device=args.device, **hub), **hub)
 
 
 def policy_of(args, model):
@@ -61,11 +67,44 @@ def given_policy(args, categories):
     return policy
 
 
-def loaded(source, load):
-    """Returns what `load()` returns, or raises a `ValueError` that names the model."""
+def loaded(source, load, **hub):
+    """Returns what `load()` returns, or raises a `ValueError` that names the model; `hub` as of `ask_hub`."""
+    ask_hub(source, **hub)
     try:
         return load()
     except Exception as error:  # whatever the library raises for a folder that is no model
         name = DEMO if source is DEMO_CHECKPOINT else source
         where = "" if Path(source).exists() else "there is no such folder, and of the Hub's repositories: "
         raise ValueError(f"the model {name} could not be loaded: {where}{error}") from error
+
+
+@cache  # said and asked once a process
+def ask_hub(source, revision=None, cache_dir=None, local_files_only=False, token=None):
+    """
+    Says that a model is no folder here and that the Hub is asked for it, unless it was downloaded before. The Hub is
+    asked once: where there is no network, its library would try each of nine files six times, for minutes.
+
+    Args:
+        source (`str` or `os.PathLike`)
+        revision, cache_dir, local_files_only, token: as `from_pretrained` takes them; the last is not needed here.
+
+    Raises:
+        ValueError: if the name can be no repository's either, or nothing answers.
+    """
+    if Path(source).exists():
+        return
+    failed = f"the model {source} could not be loaded: there is no such folder, and"
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise ValueError(f"{failed} the name can be no repository's on the Hub: check the path") from error
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        return
+    in_cache = isinstance(try_to_load_from_cache(source, "config.json", cache_dir, revision), str)
+    if not in_cache:
+        say(f"there is no folder {source}: the Hub is asked for it")
+    try:  # whatever it answers: the library says what that means, and tries again if the Hub is busy
+        get_session().head(hf_hub_url(source, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of the HTTP library, which is another one since huggingface_hub 1.0
+        offline = "; HF_HUB_OFFLINE=1 in the environment takes what was downloaded before" if in_cache else ""
+        raise ValueError(f"{failed} the Hub cannot be reached: {error}{offline}") from error

@@ -3,10 +3,8 @@
 import importlib.util
 import sys
 
-from tqdm import tqdm
-
-from safeqwen.commands.model import hub_of, load_model, source_of
-from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.commands.model import hub_of, load_model, loaded, source_of
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, progress_bar, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
@@ -42,7 +40,7 @@ def run(args):
             root=args.data_root,
             fetch=args.fetch,
             column=args.column,
-            progress=lambda things, what, total: tqdm(
+            progress=lambda things, what, total: progress_bar(
                 things, what, total, disable=args.quiet or not sys.stderr.isatty()
             ),
         )
@@ -70,7 +68,8 @@ def run(args):
 def _judge(args):
     """The pipeline of the model that the rows were made with; refuses another one."""
     expected = next((row["model_fingerprint"] for row in read_rows(args.rows[0])), None)
-    found = weights_fingerprint(source_of(args.model), **hub_of(args))
+    source, hub = source_of(args.model), hub_of(args)
+    found = loaded(source, lambda: weights_fingerprint(source, **hub), **hub)
     if expected is not None and expected != found:
         raise ValueError(
             f"the rows were made with the weights {expected[:12]}..., but --model has {found[:12]}...: a heat map "

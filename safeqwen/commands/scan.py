@@ -23,7 +23,7 @@ from safeqwen.commands.model import (
     policy_of,
     source_of,
 )
-from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
+from safeqwen.commands.terminal import drop_output, prepare_streams, printable, progress_bar, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
@@ -105,9 +105,9 @@ def _scan(args):
 
 def _loaded(args):
     """The engine of the model that is loaded here, the policy, and the fingerprint of the weights."""
-    source = source_of(args.model)
+    source, hub = source_of(args.model), hub_of(args)
     model, processor = load_model(args)
-    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
+    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub), **hub)
     return Engine(model, processor), policy_of(args, model), fingerprint
 
 
@@ -126,11 +126,11 @@ def _on_ray(args):
     source, hub = source_of(args.model), hub_of(args)
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
-    config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub))
+    config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub), **hub)
     categories = config.safety_categories
     given = {
         "categories": categories,
-        "model_fingerprint": loaded(source, lambda: weights_fingerprint(source, **hub)),
+        "model_fingerprint": loaded(source, lambda: weights_fingerprint(source, **hub), **hub),
         "policy": load_policy(source, categories, **hub) if args.policy is None else given_policy(args, categories),
         "num_actors": args.num_actors,
         "dtype": args.dtype,
@@ -169,7 +169,7 @@ class Progress:
         if not self.is_quiet:
             threading.Thread(target=self._count, daemon=True).start()
             if sys.stderr.isatty():
-                self.bar = tqdm(unit=" pictures", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+                self.bar = progress_bar(unit=" pictures", smoothing=0.05)
         return self
 
     def __exit__(self, *exception):

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 
+from tqdm import tqdm
+
 from safeqwen.showing.terminal import printable
 
 
@@ -26,3 +28,13 @@ def say(reason):
 def drop_output():
     """Sends what is left of stdout nowhere: Python would try to write it once more on its way out, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def progress_bar(*args, **kwargs):
+    """Returns a `tqdm` bar on stderr, as wide as the terminal, or 80 columns where that says 0, as containers may."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:  # stderr is no terminal
+        size = ()
+    width = {"dynamic_ncols": True} if all(size) else {"ncols": 79, "nrows": 24}  # tqdm leaves the last column free
+    return tqdm(*args, file=sys.stderr, **width, **kwargs)

@@ -9,6 +9,7 @@ import sys
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from safeqwen.commands.model import DEMO, ask_hub
 from safeqwen.training.arguments import SafetyTrainingArguments, read_config
 from safeqwen.training.run import train
 
@@ -21,6 +22,10 @@ def run(args):
     command = shlex.join(["safeqwen", "train", args.config, *args.overrides])
     try:
         settings = read_config(args.config, args.overrides)
+        if settings.distributed_state.is_main_process:
+            for name, revision in ((settings.model, settings.model_revision), (settings.processor, None)):
+                if name not in (None, DEMO):
+                    ask_hub(name, revision=revision)
         metrics = train(settings, without_tokens(command))
     except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC

@@ -113,6 +113,7 @@ def write_report(
         reasons=tally.by_reason.most_common(SHOWN_REASONS),
         errors=[found for found in shown if "error" in found][:SHOWN_ERRORS],
         num_shown=len(shown),
+        num_files=len(paths),
         num_thumbnails=sum("thumbnail" in found for found in shown),
         num_missing=sum("missing" in found for found in shown),
         data=htmlsafe_json_dumps(

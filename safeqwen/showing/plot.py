@@ -65,10 +65,15 @@ class Plot:
 
 
 def count_axis(axes, highest):
-    """Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between."""
+    """
+    Linear up to 10, then by powers of ten: a good guard's scores lie at the ends, and its few mistakes between. The
+    highest count has a tick of its own, and the others keep away from it and from one another: the axes are small.
+    """
+    highest = max(1, int(highest))
+    powers = [10**power for power in range(1, 8) if 5 * 10**power <= highest]
+    ticks = [0, *powers[-1::-2][::-1], highest]
     axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylim(0, 2 * highest)
-    ticks = [0, 5] + [10**power for power in range(1, 8) if 10**power <= 2 * highest]
+    axes.set_ylim(0, 1.2 * highest)
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_yticks([], minor=True)
 

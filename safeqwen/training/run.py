@@ -58,6 +58,8 @@ def train(args, command=None, trainer_class=SafetyTrainer):
     checkpoint = None if is_new else _from_main_process(state, lambda: checkpoint_to_resume(args, run))
 
     model = load_model(args, base, taxonomy, hub)
+    if checkpoint is None and model.refusal() and state.is_main_process:
+        print(f"the guard starts anew: it learns {len(taxonomy.names)} categories", file=sys.stderr)
     model.config.safety_prompt_ids = prompt_ids(processor)
     if args.tuning == "guard_only":
         model.to(args.device)

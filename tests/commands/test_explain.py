@@ -131,6 +131,35 @@ def test_wrong_usage_exits_with_2_and_its_reason(picture, arguments, reason, cap
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("gone.png", "--json"), 1, "gone.png: there is no such file"),
+        (("words.png", "--json"), 1, "words.png: "),
+        (("a.png", "--out", "a.png"), 2, "a.png is the picture itself: give another --out"),
+        (("a.png", "--out", "./a.png", "--force"), 2, "a.png is the picture itself: give another --out"),
+        (("a.png", "--out", "link.png", "--force"), 2, "link.png is the picture itself: give another --out"),
+        (("a-b.png", "--out", "a.png", "--category", "a", "--category", "b", "--force"), 2, "a-b.png is the picture"),
+        (("a.png", "--out", "taken.png", "--category", "safe"), 2, "taken.png exists: --force replaces it"),
+        (("a.png", "--out", "m.png", "--category", "a/b", "--category", "a b"), 2, "categories would be one file"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    tmp_path, arguments, code, reason, capsys, monkeypatch, picture
+):
+    monkeypatch.chdir(tmp_path)
+    content = picture.read_bytes()
+    for name in ("a.png", "a-b.png"):
+        (tmp_path / name).write_bytes(content)
+    for name in ("words.png", "taken.png"):
+        (tmp_path / name).write_text("no picture")
+    (tmp_path / "link.png").symlink_to("a.png")
+    monkeypatch.setattr("safeqwen.commands.explain.load_model", lambda args: pytest.fail("a model was loaded"))
+    assert explain(*arguments) == code
+    assert reason in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "a-b.png").read_bytes() == content
+
+
 def test_another_format_than_png_is_refused(picture, capsys):
     with pytest.raises(SystemExit) as exited:
         explain(picture, "--out", "map.jpg")

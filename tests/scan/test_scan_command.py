@@ -23,6 +23,7 @@ from tiny import ROOT
 
 import safeqwen.commands.scan
 from safeqwen.commands.scan import Progress, interval
+from safeqwen.commands.terminal import progress_bar
 from safeqwen.judging.engine import Engine
 from safeqwen.scan.local import Counts
 from safeqwen.scan.rows import read_rows
@@ -194,11 +195,11 @@ def test_progress_is_said_on_stderr_while_pictures_are_judged_and_not_if_quiet(
     assert capsys.readouterr().err == ""
 
 
-def on_terminal(call):
-    """Runs a function in a forked process on a terminal of 100 columns; the process and the terminal's other end."""
+def on_terminal(call, columns=100):
+    """Runs a function in a forked process on a terminal so wide; the process and the terminal's other end."""
     child, terminal = pty.fork()
     if child == 0:
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", columns and 24, columns, 0, 0))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
         become(call)
     return child, terminal
@@ -224,6 +225,17 @@ def test_a_bar_on_a_terminal_with_count_rate_errors_and_time_left(command, pictu
     assert "21 pictures: 20 judged now" in shown
     bars = re.findall(r"\r[^\r]*21/21 \[\d\d:\d\d<\d\d:\d\d, [^\r]* pictures/s, 1 errors\]", shown)
     assert bool(bars) == (not quiet) == ("errors]" in shown)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(60, 59), (0, 79)])
+def test_a_bar_is_as_wide_as_the_terminal_or_80_columns_where_that_reports_none(columns, width):
+    """As in some containers; tqdm leaves the last column free, and shows no bar on a terminal without columns."""
+    child, terminal = on_terminal(
+        lambda: sum(1 for _ in progress_bar(range(3), "thumbnails", mininterval=0)) - 3, columns
+    )
+    bars = [bar for bar in re.split(r"[\r\n]+", read_to_end(terminal)) if bar]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert bars and {len(bar) for bar in bars} == {width} and bars[-1].startswith("thumbnails: 100%|")
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions

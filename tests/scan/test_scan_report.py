@@ -116,6 +116,16 @@ def test_groups_of_two_files_stay_apart_and_those_that_disagree_are_counted(tmp_
     assert page.entries["c"]["group"] == 2 and "2 groups; the verdicts of 1 disagree" in page.text
 
 
+def test_the_page_says_that_pictures_of_different_files_were_not_compared(tmp_path):
+    said = "Each of the 2 files of rows has groups of its own: pictures of different files were not compared."
+    for group in (1, None):
+        rows = [row("a", group=group, group_disagrees=False), row("b", group=group, group_disagrees=False)]
+        one = write(tmp_path / "one.jsonl", rows)
+        assert "not compared" not in Page(tmp_path, [one]).text
+        text = Page(tmp_path, [one, write(tmp_path / "other.jsonl", [row("c")])]).text
+        assert said in text and ("No two of the pictures of one file are near-identical." in text) == (group is None)
+
+
 def test_names_and_reasons_cannot_command_the_page_nor_hide(tmp_path):
     plain = Page(tmp_path, [row("a"), row("b", error="x: y")])
     page = Page(tmp_path, [row(EVIL), row(EVIL + "2", error=f"{EVIL}2: {EVIL}")], num_thumbnails=0)

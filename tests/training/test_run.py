@@ -162,9 +162,9 @@ def test_categories_without_a_row_are_named(tmp_path, rows, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in lines if "safety_label" in row or row["messages"][1:]))
     train(arguments({"data": data}, tmp_path / "run", categories=[*NAMES, "our_logo"], max_steps=1))
-    assert "warning: no row has one of these categories, so they are not learnt: suicide, our_logo\n" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "warning: no row has one of these categories, so they are not learnt: suicide, our_logo\n" in told
+    assert "the guard starts anew: it learns 5 categories\n" in told
     pair = {**lines[0], "images": lines[0]["images"] * 2, "picture_categories": ["suicide", "our_logo"]}
     del pair["safety_label"]
     with data.open("a") as file:
