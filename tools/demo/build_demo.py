@@ -55,7 +55,7 @@ from safeqwen.publishing.export import prompt_ids
 from tools.demo import vision
 from tools.demo.draw_dataset import TAXONOMIES, plan_prompts, write_dataset
 from tools.demo.figures import evaluate
-from tools.demo.pictograms import FIRST_HELD_OUT_SEED, draw
+from tools.demo.pictograms import FIRST_HELD_OUT_SEED, RULED_BACKGROUND, draw
 from tools.demo.processor import build_processor
 from tools.demo.scenes import HARMS, write_scenes
 
@@ -72,7 +72,8 @@ VISION_PASSES = (  # by the mean of each drawing's tokens, then by each of them 
 )
 NUM_VISION_PICTURES = sum(one["num"] for one in VISION_PASSES)
 NUM_TEXT = {"num_drawings": 12_000, "num_pairs": 3_000, "num_scenes": 16_000}
-NUM_JOINT = {"num_drawings": 6_000, "num_pairs": 1_500, "num_scenes": 12_000}
+NUM_JOINT = {"num_drawings": 3_500, "num_pairs": 1_000, "num_scenes": 5_500}
+NUM_RULED = {"num_drawings": 2_500, "num_pairs": 500, "num_scenes": 2_500}
 SAFE_SHARE, SAFE_SHARE_IN_SCENES = 0.35, 0.3
 
 
@@ -174,16 +175,17 @@ def train_vision(processor):
     return {f"model.visual.{name}": tensor for name, tensor in visual.state_dict().items()}
 
 
-def draw_prompts(work, stage, first_seed, num_drawings, num_pairs, num_scenes):
+def draw_prompts(work, stage, first_seed, num_drawings, num_pairs, num_scenes, background=None):
     """Writes what the text tower learns from in a stage; returns the first seed that is left over."""
+    style = {"by_hand": True, "background": background}
     singles = plan_prompts(HOLISAFE, num_drawings, first_seed, SAFE_SHARE)
-    write_dataset(work / stage, HOLISAFE, singles, sides=vision.SIDES, by_hand=True)
+    write_dataset(work / stage, HOLISAFE, singles, sides=vision.SIDES, **style)
     first_seed += num_drawings
     # A pair is safe, holds one harm or holds two.
     pairs = plan_prompts(HOLISAFE, num_pairs, first_seed, 0.55, num_pictures=2)
-    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=vision.SIDES, by_hand=True)
+    write_dataset(work / f"{stage}_pairs", HOLISAFE, pairs, sides=vision.SIDES, **style)
     first_seed += 2 * num_pairs
-    write_scenes(work / f"{stage}_scenes", num_scenes, first_seed, SAFE_SHARE_IN_SCENES, by_hand=True)
+    write_scenes(work / f"{stage}_scenes", num_scenes, first_seed, SAFE_SHARE_IN_SCENES, **style)
     return first_seed + num_scenes
 
 
@@ -199,7 +201,8 @@ def train_text(processor, vision_weights, work):
     processor.save_pretrained(work / "text_base")
     first_seed = draw_prompts(work, "text", 0, **NUM_TEXT)
     run("text", work)
-    num_seeds = draw_prompts(work, "joint", first_seed, **NUM_JOINT)
+    first_seed = draw_prompts(work, "joint", first_seed, **NUM_JOINT)
+    num_seeds = draw_prompts(work, "ruled", first_seed, **NUM_RULED, background=RULED_BACKGROUND)
     return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32), num_seeds
 
 

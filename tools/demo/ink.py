@@ -63,6 +63,13 @@ def paint_background(canvas, background, ground, rng):
             x, y, r = rng.uniform(0, side), rng.uniform(0, side), side * rng.uniform(0.04, 0.16)
             colour = _shade(ground, toward * rng.uniform(0.03, 0.15))
             brush.ellipse([x - r, y - r * rng.uniform(0.5, 1), x + r, y + r], fill=colour)
+    elif background == "ruled":
+        width, angle = max(1, round(side * rng.uniform(0.004, 0.01))), rng.uniform(0, math.pi)
+        along, across = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
+        for i in range(-round(side / step), round(side / step) + 1):
+            x, y = [side / 2 + i * step * to for to in across]
+            ends = [(x + reach * along[0], y + reach * along[1]) for reach in (-side, side)]
+            brush.line(ends, fill=other, width=width)
     elif background == "grid":
         width = max(1, round(side * rng.uniform(0.004, 0.01)))
         for i in range(round(side / step) + 1):

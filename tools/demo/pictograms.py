@@ -25,6 +25,7 @@ LINE_STYLES = ("outline", "solid", "bold", "flat", "dashed")
 HELD_OUT_LINE_STYLE = "sketch"
 BACKGROUNDS = ("plain", "gradient", "stripes", "dots", "blotches")
 HELD_OUT_BACKGROUND = "grid"
+RULED_BACKGROUND = "ruled"  # to learn from alone: parallel thin lines
 THINNESS, MAX_STROKES = (0.35, 1.1), 3  # of lines drawn by hand: a share of the usual width, and how often each
 FIRST_HELD_OUT_SEED = 1_000_000  # training draws from the seeds below
 
@@ -58,8 +59,8 @@ def draw(category, seed, size=224, line_style=None, background=None, pictograms=
         size (`int`): side in pixels.
         line_style (`str`, *optional*): one of `LINE_STYLES` or `HELD_OUT_LINE_STYLE`. The seed chooses among
             `LINE_STYLES` when it is None.
-        background (`str`, *optional*): one of `BACKGROUNDS` or `HELD_OUT_BACKGROUND`. The seed chooses among
-            `BACKGROUNDS` when it is None.
+        background (`str`, *optional*): one of `BACKGROUNDS`, `RULED_BACKGROUND` or `HELD_OUT_BACKGROUND`. The seed
+            chooses among `BACKGROUNDS` when it is None.
         pictograms (`dict`, *optional*): another taxonomy's, of the form of `PICTOGRAMS`.
         by_hand (`bool`): whether lines may be thinner than usual, and thin ones drawn up to three times, each time
             a little elsewhere; to learn from, so that what is seen does not hang on how a line is drawn.
@@ -72,8 +73,8 @@ def draw(category, seed, size=224, line_style=None, background=None, pictograms=
     line_style, background = line_style or chosen_style, background or chosen_background
     if line_style not in (*LINE_STYLES, HELD_OUT_LINE_STYLE):
         raise ValueError(f"no line style {line_style!r}; expected one of {(*LINE_STYLES, HELD_OUT_LINE_STYLE)}")
-    if background not in (*BACKGROUNDS, HELD_OUT_BACKGROUND):
-        raise ValueError(f"no background {background!r}; expected one of {(*BACKGROUNDS, HELD_OUT_BACKGROUND)}")
+    if background not in (known := (*BACKGROUNDS, RULED_BACKGROUND, HELD_OUT_BACKGROUND)):
+        raise ValueError(f"no background {background!r}; expected one of {known}")
 
     colours = palette(rng)
     side = 2 * size  # drawn twice as large and reduced: Pillow's lines are not antialiased
