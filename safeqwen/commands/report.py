@@ -5,11 +5,12 @@ import sys
 
 from tqdm import tqdm
 
-from safeqwen.commands.model import hub_of, load_model, source_of
+from safeqwen.commands.model import load_model, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.loading import hub_of
 from safeqwen.scan import INSTALL
 from safeqwen.scan.rows import read_rows
 
@@ -70,7 +71,7 @@ def run(args):
 def _judge(args):
     """The pipeline of the model that the rows were made with; refuses another one."""
     expected = next((row["model_fingerprint"] for row in read_rows(args.rows[0])), None)
-    found = weights_fingerprint(source_of(args.model), **hub_of(args))
+    found = weights_fingerprint(source_of(args.model), **hub_of(vars(args)))
     if expected is not None and expected != found:
         raise ValueError(
             f"the rows were made with the weights {expected[:12]}..., but --model has {found[:12]}...: a heat map "

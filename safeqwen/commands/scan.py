@@ -17,7 +17,6 @@ from safeqwen.commands.model import (
     DEMO,
     DEMO_WARNING,
     given_policy,
-    hub_of,
     load_model,
     loaded,
     policy_of,
@@ -28,12 +27,12 @@ from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.load import load_policy
-from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.loading import DEMO_CHECKPOINT, hub_of
 from safeqwen.provenance import git_commit, package_versions
 from safeqwen.scan import local
 from safeqwen.scan.ledger import ledger_of
-from safeqwen.scan.local import check_libraries, sample
 from safeqwen.scan.rows import rows_file
+from safeqwen.scan.similar import check_libraries
 from safeqwen.scan.sources import Access, Sources
 from safeqwen.scan.storage import check_storage, is_storage, upload
 
@@ -83,7 +82,7 @@ def _scan(args):
     }
     if args.sample is not None:
         engine, policy, _ = _loaded(args)
-        summary, num_places, seconds = sample(engine, args.sources, args.sample, policy=policy, **settings)
+        summary, num_places, seconds = local.sample(engine, args.sources, args.sample, policy=policy, **settings)
         _print_estimate(summary, num_places, seconds)
         return int(bool(summary.num_errors))
     with (_on_ray if args.engine == "ray" else _here)(args) as (scan, device):
@@ -107,7 +106,7 @@ def _loaded(args):
     """The engine of the model that is loaded here, the policy, and the fingerprint of the weights."""
     source = source_of(args.model)
     model, processor = load_model(args)
-    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(args)))
+    fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub_of(vars(args))))
     return Engine(model, processor), policy_of(args, model), fingerprint
 
 
@@ -123,7 +122,7 @@ def _on_ray(args):
     """Gives `scan` of `ray` with what the model's files tell, which is not loaded here; and Ray for a device."""
     from safeqwen.scan import ray
 
-    source, hub = source_of(args.model), hub_of(args)
+    source, hub = source_of(args.model), hub_of(vars(args))
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
     config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub))
@@ -135,11 +134,12 @@ def _on_ray(args):
         "num_actors": args.num_actors,
         "dtype": args.dtype,
         "device": args.device,
+        "hub": hub,
     }
     with ray.connected(args.address):
         if not args.quiet:
             say(f"Ray judges, with {ray.resources()}; its actors load the model first")
-        yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given, **hub), "ray"
+        yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given), "ray"
 
 
 def _ledger_of(path):

@@ -36,8 +36,10 @@ from safeqwen.judging.load import default_dtype
 from safeqwen.loading import DEMO_CHECKPOINT, load_processor
 from safeqwen.pictures.errors import one_line
 from safeqwen.scan import INSTALL
+from safeqwen.scan.items import BATCH_SIZE, NUM_WORKERS
 from safeqwen.scan.judge import Judge
-from safeqwen.scan.local import BATCH_SIZE, NUM_WORKERS, Keeper, check_libraries, keep
+from safeqwen.scan.keep import keep
+from safeqwen.scan.similar import check_libraries
 
 
 INSTALL_RAY = INSTALL.replace("scan", "scan,ray")
@@ -119,18 +121,14 @@ def scan(
     *,
     categories,
     model_fingerprint,
-    policy=None,
-    access=None,
     num_actors=None,
     batch_size=BATCH_SIZE,
     num_workers=NUM_WORKERS,
     max_pixels=None,
     dtype=None,
     device=None,
-    reuse=None,
-    made=None,
-    progress=None,
-    **hub,
+    hub=None,
+    **kept,
 ):
     """
     Judges all pictures of the sources on the Ray cluster that this process is connected to, and returns a [`Summary`].
@@ -143,9 +141,10 @@ def scan(
         dtype (`str` or `torch.dtype`, *optional*): by default bfloat16 on GPUs, float32 on CPUs.
         device (`str`, *optional*): of each actor, which has a GPU unless this is "cpu". By default GPUs, if the
             cluster has any.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` as `from_pretrained` takes them.
-        sources, out and the others: as `local.scan` takes them. Relative paths count from this process's folder, on
-            every machine.
+        hub (`dict`, *optional*): those of `revision`, `token`, `cache_dir` and `local_files_only` that are given.
+        sources, out: as `keep` takes them. Relative paths count from this process's folder, on every machine.
+        batch_size, num_workers, max_pixels: as `local.scan` takes them.
+        kept: `policy`, `access`, `reuse`, `made` and `progress`, as `keep` takes them.
 
     Raises:
         RuntimeError: if an actor cannot load the model, has another one, or is lost for good.
@@ -155,6 +154,7 @@ def scan(
     from ray.data.exceptions import ExecutionTimeoutError
 
     check_libraries()
+    hub = hub or {}
     processor = load_processor(DEMO_CHECKPOINT if model is None else model, **hub)
     Engine(None, processor).image_settings(max_pixels)  # raises if it is out of range
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if device is None else torch.device(device).type != "cpu"
@@ -174,12 +174,11 @@ def scan(
         "dtype": dtype,
     }
 
-    def judge(ledger, places):
-        keeper = Keeper(ledger, progress)
-        known = ray.put(ledger.known())
+    def judge(keeper, places):
+        known = ray.put(keeper.ledger.known())
         blocks, num_sent = _in_store(blocks_of(keeper.unmet(places), window_of(batch_size)))
         if not blocks:
-            return keeper.counts
+            return
         dataset = ray.data.from_arrow_refs(blocks)
         dataset.context.enable_progress_bars = False
         dataset = dataset.map_batches(
@@ -209,7 +208,6 @@ def scan(
             raise RuntimeError(f"Ray gave up: {_last_line(error)}") from None
         if (num_lost := num_sent - (keeper.counts.num_met - num_met)) != 0:  # as by `max_errored_blocks`
             raise RuntimeError(f"Ray lost {num_lost} pictures: start the same command again to judge them")
-        return keeper.counts
 
     return keep(
         judge,
@@ -218,11 +216,8 @@ def scan(
         categories=list(categories),
         dtype=dtype,
         max_pixels=max_pixels,
-        policy=policy,
-        access=access,
-        reuse=reuse,
         model_fingerprint=model_fingerprint,
-        made=made,
+        **kept,
     )
 
 

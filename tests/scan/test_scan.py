@@ -19,7 +19,7 @@ from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
 from safeqwen.scan import local
-from safeqwen.scan.local import Counts, sample, scan
+from safeqwen.scan.local import sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
 from safeqwen.scan.sources import Access, read_place
 
@@ -344,9 +344,8 @@ def test_a_sample_says_what_all_would_show_and_writes_nothing(engine, pictures, 
 def test_a_sample_is_drawn_from_all_places_alike_and_in_their_order(engine, pictures, monkeypatch):
     drawn = []
 
-    def draw_only(engine, ledger, places, **settings):
+    def draw_only(engine, keeper, places, **settings):
         drawn.append([place.id for place in places])
-        return Counts()
 
     monkeypatch.setattr(local, "judge_places", draw_only)
     for seed in range(400):

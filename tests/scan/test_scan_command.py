@@ -24,8 +24,8 @@ from tiny import ROOT
 import safeqwen.commands.scan
 from safeqwen.commands.scan import Progress, interval
 from safeqwen.judging.engine import Engine
-from safeqwen.scan.local import Counts
 from safeqwen.scan.rows import read_rows
+from safeqwen.scan.summary import Counts
 
 
 BATCH = ("--batch-size", 2, "--num-workers", 2)  # so that 8 pictures are committed together
