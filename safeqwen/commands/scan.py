@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import math
-import shlex
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.load import load_policy
 from safeqwen.loading import DEMO_CHECKPOINT, hub_of
-from safeqwen.provenance import git_commit, package_versions
+from safeqwen.provenance import command_line, git_commit, package_versions
 from safeqwen.scan import local
 from safeqwen.scan.ledger import ledger_of
 from safeqwen.scan.rows import rows_file
@@ -89,7 +88,7 @@ def _scan(args):
         made = {
             "model": DEMO if source_of(args.model) is DEMO_CHECKPOINT else args.model,
             "device": device,
-            "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
+            "command": command_line(["safeqwen", *args.arguments]),
             "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }

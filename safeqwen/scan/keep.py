@@ -4,14 +4,17 @@ What is kept of a scan, whoever judges: each verdict in the ledger as it comes, 
 All that is decided about a place is decided by one thread, in the order of the places.
 """
 
+import hashlib
+import os
 import time
 from pathlib import Path
 
-from safeqwen.pictures.errors import printable
+from safeqwen.pictures.errors import printable, without_secrets
 from safeqwen.scan.items import Item
 from safeqwen.scan.ledger import Ledger, ledger_of
 from safeqwen.scan.rows import RowMaker, rows_file
-from safeqwen.scan.sources import Access, Sources
+from safeqwen.scan.sources import Access, Sources, is_url
+from safeqwen.scan.storage import is_storage
 from safeqwen.scan.summary import Counts, write_rows
 
 
@@ -58,7 +61,7 @@ def keep(
     places = Sources(sources, access, exclude=[rows])
     ledger = ledger_of(rows)
     about = {
-        "sources": [source if "://" in source else str(Path(source).absolute()) for source in sources],
+        "sources": [*map(_recorded, sources)],
         "column": access.column,
         "model_fingerprint": model_fingerprint,
         "categories": categories,
@@ -81,6 +84,14 @@ def keep(
         ledger.end_pass()
     summary.num_left_out = places.num_left_out
     return summary
+
+
+def _recorded(source):
+    """A source as the ledger records it: a path from the root, a URL without keys but with a digest of them."""
+    if not is_url(source):
+        return source if is_storage(source) else str(Path(source).absolute())
+    shown = without_secrets(source)
+    return shown if shown == source else f"{shown} {hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
 
 
 class Keeper:

@@ -19,6 +19,7 @@ from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
 from safeqwen.scan import local
+from safeqwen.scan.ledger import read_record
 from safeqwen.scan.local import sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
 from safeqwen.scan.sources import Access, read_place
@@ -315,6 +316,21 @@ def test_a_url_that_hangs_is_an_error_and_holds_nothing_up(engine, pictures, tmp
     hangs, fetched, read = rows_of(tmp_path / "rows.jsonl").values()
     assert "gave no whole picture within 0.5 s" in hangs["error"]
     assert fetched["id"] == f"{base}/a.png" and fetched["scores"] == read["scores"]
+
+
+def test_the_record_of_a_url_has_no_key_and_tells_it_from_another(engine, pictures, tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        server.picture = (pictures / "001.png").read_bytes()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        url, access = f"http://me:secret@{host}/a.png?sig=secret", Access(private_networks=True)
+        assert run(engine, url, tmp_path / "rows.jsonl", access=access).num_errors == 0
+        server.shutdown()
+    (recorded,) = read_record(tmp_path / "rows.jsonl")["sources"]
+    assert recorded.startswith(f"http://{host}/a.png") and "secret" not in recorded
+    with pytest.raises(ValueError, match="sources is") as refusal:
+        run(engine, url.replace("sig=", "sig=no "), tmp_path / "rows.jsonl", access=access)
+    assert "secret" not in str(refusal.value)
 
 
 def test_members_of_archives_have_the_verdicts_of_the_same_files(engine, pictures, tmp_path):

@@ -24,6 +24,7 @@ from tiny import ROOT
 import safeqwen.commands.scan
 from safeqwen.commands.scan import Progress, interval
 from safeqwen.judging.engine import Engine
+from safeqwen.scan.ledger import read_record
 from safeqwen.scan.rows import read_rows
 from safeqwen.scan.summary import Counts
 
@@ -146,6 +147,14 @@ def test_a_second_process_is_refused_while_one_is_at_work(command, pictures, tmp
     assert refused[0].code == 2 and "another process writes to" in refused[0].err
     assert "wait for it, or stop it" in refused[0].err
     assert len(rows_of(tmp_path / "rows.jsonl")) == 20
+
+
+@pytest.mark.parametrize("words", [["--token", "hf_secret"], ["--token=hf_secret"]])
+def test_a_token_is_in_no_file_that_a_scan_leaves(command, pictures, tmp_path, words):
+    out = tmp_path / "out" / "rows.jsonl"
+    assert command(pictures, "--out", out, *words) == 0
+    assert read_record(out)["made"]["command"].startswith(f"safeqwen scan {pictures} --out {out} --token")
+    assert not [path for path in out.parent.iterdir() if b"hf_secret" in path.read_bytes()]
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
