@@ -13,6 +13,7 @@ from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.loading import hub_of
 from safeqwen.scan import INSTALL
 from safeqwen.scan.rows import read_rows
+from safeqwen.showing.words import counted
 
 
 def run(args):
@@ -56,10 +57,10 @@ def run(args):
     try:
         size = args.out.stat().st_size / 1e6
         print(
-            f"{printable(str(args.out))}: {size:.1f} MB; {made['rows']:,} rows, {made['flagged']:,} flagged, "
+            f"{printable(str(args.out))}: {size:.1f} MB; {counted(made['rows'], 'row')}, {made['flagged']:,} flagged, "
             f"{made['errors']:,} not judged; {made['shown']:,} in the gallery, {made['thumbnails']:,} with a picture"
             + (f", {made['heatmaps']:,} with a heat map" if args.heatmaps else "")
-            + (f"; {made['missing']:,} pictures are missing, and their tiles say why" if made["missing"] else "")
+            + (f"; {counted(made['missing'], 'picture')} missing: the tiles say why" if made["missing"] else "")
         )
         sys.stdout.flush()
     except OSError:  # the reader has left (| head)
