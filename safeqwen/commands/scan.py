@@ -34,6 +34,7 @@ from safeqwen.scan.rows import rows_file
 from safeqwen.scan.similar import check_libraries
 from safeqwen.scan.sources import Access, Sources
 from safeqwen.scan.storage import check_storage, is_storage, upload
+from safeqwen.showing.words import counted
 
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
@@ -119,7 +120,7 @@ def _here(args):
 @contextlib.contextmanager
 def _on_ray(args):
     """Gives `scan` of `ray` with what the model's files tell, which is not loaded here; and Ray for a device."""
-    from safeqwen.scan import ray
+    from safeqwen.scan import cluster, ray
 
     source, hub = source_of(args.model), hub_of(vars(args))
     if source is DEMO_CHECKPOINT:
@@ -135,9 +136,9 @@ def _on_ray(args):
         "device": args.device,
         "hub": hub,
     }
-    with ray.connected(args.address):
+    with cluster.connected(args.address):
         if not args.quiet:
-            say(f"Ray judges, with {ray.resources()}; its actors load the model first")
+            say(f"Ray judges, with {cluster.resources()}; its actors load the model first")
         yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given), "ray"
 
 
@@ -189,7 +190,7 @@ class Progress:
         """Takes a [`Counts`] after a place was met."""
         if self.bar is not None:
             self.bar.total = self.num_places
-            self.bar.set_postfix_str(f"{counts.num_errors:,} errors", refresh=False)
+            self.bar.set_postfix_str(counted(counts.num_errors, "error"), refresh=False)
             self.bar.update(counts.num_met - self.bar.n)
             return
         now = time.monotonic()
@@ -197,18 +198,18 @@ class Progress:
             return
         self.said = now
         rate = (counts.num_met - counts.num_known) / (now - self.started)
-        of, left = "", ""
+        met, left = counted(counts.num_met, "picture"), ""
         if self.num_places is not None:
-            of = f" of {self.num_places:,}"
+            met = f"{counts.num_met:,} of {counted(self.num_places, 'picture')}"
             left = f", {tqdm.format_interval(max(0, self.num_places - counts.num_met) / rate)} left" if rate else ""
-        say(f"{counts.num_met:,}{of} pictures, {rate:.3g} a second, {counts.num_errors:,} errors{left}")
+        say(f"{met}, {rate:.3g} a second, {counted(counts.num_errors, 'error')}{left}")
 
 
 def _print_summary(summary, out):
     counts = summary.counts
     print(
-        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} known by their "
-        f"bytes, {counts.num_known:,} as before; {summary.num_errors:,} errors"
+        f"{counted(summary.num_rows, 'picture')}: {counts.num_judged:,} judged now, {counts.num_copies:,} known by "
+        f"their bytes, {counts.num_known:,} as before; {counted(summary.num_errors, 'error')}"
     )
     _print_found(summary)
     out = printable(str(out))
@@ -251,7 +252,7 @@ def _in_words(row):
 def _print_estimate(summary, num_places, seconds):
     """What the whole would find and cost, from a sample of it."""
     num_judged = summary.num_rows - summary.num_errors
-    print(f"{num_places:,} pictures, of which {summary.num_rows:,} were drawn and looked at; nothing was written")
+    print(f"{counted(num_places, 'picture')}; drawn and looked at: {summary.num_rows:,}; nothing was written")
     _print_found(summary)
     rows = (("not allowed" if summary.actions else "unsafe", summary.num_flagged, num_judged),)
     if summary.num_rows == num_places:
@@ -262,7 +263,8 @@ def _print_estimate(summary, num_places, seconds):
         if of:
             low, high = interval(count, of)
             print(
-                f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), {count / of * num_places:,.0f} pictures"
+                f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), "
+                f"{counted(round(count / of * num_places), 'picture')}"
             )
     whole = seconds / summary.num_rows * num_places
     print(

@@ -70,7 +70,7 @@ def test_one_if_some_are_errors_and_they_are_shown_whatever_they_are_called(comm
     (pictures / "a\x1b[31mred\nb.png").write_bytes(b"")
     assert command(pictures, "--out", tmp_path) == 1
     out = capsys.readouterr().out
-    assert "1 errors" in out and "\x1b" not in out and "red" in out
+    assert "; 1 error\n" in out and "\x1b" not in out and "red" in out
     assert len(rows_of(tmp_path / "rows.jsonl")) == 21
 
 
@@ -231,8 +231,8 @@ def test_a_bar_on_a_terminal_with_count_rate_errors_and_time_left(command, pictu
     shown = read_to_end(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert "21 pictures: 20 judged now" in shown
-    bars = re.findall(r"\r[^\r]*21/21 \[\d\d:\d\d<\d\d:\d\d, [^\r]* pictures/s, 1 errors\]", shown)
-    assert bool(bars) == (not quiet) == ("errors]" in shown)
+    bars = re.findall(r"\r[^\r]*21/21 \[\d\d:\d\d<\d\d:\d\d, [^\r]* pictures/s, 1 error\]", shown)
+    assert bool(bars) == (not quiet) == ("error]" in shown)
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
@@ -376,14 +376,16 @@ def test_a_sample_says_what_all_would_cost_within_an_interval(command, pictures,
     (pictures / "bad.png").write_bytes(b"")
     assert command(pictures, "--sample", 50, "--quiet") == 1
     out = capsys.readouterr().out
-    assert "21 pictures, of which 21 were drawn and looked at; nothing was written" in out
+    assert "21 pictures; drawn and looked at: 21; nothing was written" in out
     assert "these are all: there is nothing to estimate" in out and "interval" not in out
     assert command(pictures, "--sample", 20, "--quiet") == 1
     out = capsys.readouterr().out
-    assert re.search(r"errors +5.0%  \(0.9% to 23.6%\), 1 pictures", out)  # of 1 in 20, by R: prop.test(correct=F)
+    assert re.search(
+        r"errors +5.0%  \(0.9% to 23.6%\), 1 picture$", out, re.MULTILINE
+    )  # of 1 in 20, by R: prop.test(correct=F)
     assert re.search(r"all would take about \d\d:\d\d", out)
     assert command(pictures, "--sample", 3, "--quiet") in (0, 1)
-    assert "21 pictures, of which 3 were drawn" in capsys.readouterr().out
+    assert "21 pictures; drawn and looked at: 3; " in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
