@@ -18,7 +18,7 @@ from PIL import Image
 from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
-from safeqwen.scan import local
+from safeqwen.scan import keep, local
 from safeqwen.scan.ledger import read_record
 from safeqwen.scan.local import sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
@@ -254,6 +254,35 @@ def test_an_exception_anywhere_keeps_what_was_finished(engine, pictures, tmp_pat
         list(read_rows(tmp_path / "rows.jsonl"))
     summary = run(engine, pictures, tmp_path / "rows.jsonl")
     assert summary.num_rows == 12 and summary.counts.num_known == 8
+
+
+def test_a_scan_that_judges_nothing_keeps_what_it_found_too(engine, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        (tmp_path / "in" / f"{i}.png").symlink_to("nowhere.png")
+
+    def stop(counts):
+        if counts.num_errors == 6:
+            raise Stopped
+
+    monkeypatch.setattr(keep, "SECONDS_BETWEEN_COMMITS", 0)
+    with pytest.raises(Stopped):
+        run(engine, tmp_path / "in", tmp_path / "rows.jsonl", progress=stop, num_workers=0)
+    summary = run(engine, tmp_path / "in", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.num_errors) == (5, 9)
+
+
+def test_the_same_words_in_another_folder_or_for_another_column_are_another_scan(engine, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        drawings(tmp_path / name / "in", 2)
+        (tmp_path / name / "list.jsonl").write_text('{"front": "in/000.png", "back": "in/001.png"}\n')
+    monkeypatch.chdir(tmp_path / "a")
+    run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="front"))
+    with pytest.raises(ValueError, match='column is "back", there it was "front"'):
+        run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="back"))
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match="sources is .*/b/list.jsonl.*, there it was .*/a/list.jsonl"):
+        run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="front"))
 
 
 def test_a_full_disk_while_rows_are_written_leaves_the_old_rows_and_the_ledger(
