@@ -1,28 +1,34 @@
 """A scan: exactly one row a picture, whatever the pictures are and whenever it stops."""
 
 import contextlib
+import hashlib
 import http.server
 import json
 import os
 import random
 import shutil
 import signal
+import tarfile
 import threading
 import time
+import zipfile
 from collections import Counter
 from dataclasses import replace
 
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
 from safeqwen.scan import keep, local
+from safeqwen.scan.items import Item, judge_items
 from safeqwen.scan.ledger import read_record
 from safeqwen.scan.local import sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
-from safeqwen.scan.sources import Access, read_place
+from safeqwen.scan.sources import Access, Place, read_place
 
 
 @pytest.fixture
@@ -374,6 +380,44 @@ def test_members_of_archives_have_the_verdicts_of_the_same_files(engine, picture
         for id, row in rows.items():
             assert [*row["scores"].values()] == pytest.approx([*expected[row["picture_sha256"]].values()], abs=1e-5)
             assert len(read_place(id)) == row["num_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "parquet"])
+def test_what_is_in_a_file_that_changed_is_looked_at_again(engine, pictures, tmp_path, kind):
+    def pack(names):
+        files = {f"{i}.png": pictures / name for i, name in enumerate(names)}
+        if kind == "zip":
+            with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+                for name, path in files.items():
+                    archive.write(path, name)
+        elif kind == "parquet":
+            table = pyarrow.table({"image": [path.read_bytes() for path in files.values()]})
+            parquet.write_table(table, tmp_path / "in.parquet")
+        else:
+            with tarfile.open(tmp_path / f"in.{kind}", "w:gz" if kind == "tar.gz" else "w") as archive:
+                for name, path in files.items():
+                    archive.add(path, name)
+
+    pack(["000.png", "001.png"])
+    run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl")
+    assert run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl").counts.num_known == 2
+    pack(["000.png", "002.png"])
+    summary = run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.counts.num_copies, summary.counts.num_judged) == (0, 1, 1)
+    (_, row) = rows_of(tmp_path / "rows.jsonl").values()
+    assert row["picture_sha256"] == hashlib.sha256((pictures / "002.png").read_bytes()).hexdigest()
+
+
+def test_no_picture_is_held_in_memory_longer_than_to_be_decoded(engine, pictures):
+    paths = [pictures / name for name in ("000.png", "000.png", "001.png", "000.png")]
+    items = [Item(Place(str(i), path.read_bytes), i) for i, path in enumerate(paths)]
+    known, held = hashlib.sha256(paths[2].read_bytes()).digest(), []
+
+    def found(item, judged):
+        held.append((item.position, judged is not None, item.data))
+
+    judge_items(engine, items, lambda sha256: sha256 == known, found, batch_size=2, num_workers=1)
+    assert sorted(held) == [(0, True, None), (1, False, None), (2, False, None), (3, False, None)]
 
 
 def test_a_sample_says_what_all_would_show_and_writes_nothing(engine, pictures, tmp_path):

@@ -74,6 +74,16 @@ def test_one_if_some_are_errors_and_they_are_shown_whatever_they_are_called(comm
     assert len(rows_of(tmp_path / "rows.jsonl")) == 21
 
 
+def test_of_many_errors_all_are_counted_and_the_first_shown(command, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        (tmp_path / "in" / f"{i}.png").symlink_to("nowhere.png")
+    assert command(tmp_path / "in", "--out", tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "; 8 errors\n" in out and "\nerrors: 8; the first:\n" in out
+    assert re.findall(r"(\d)\.png: ", out) == [*"01234"]
+
+
 def refusals():
     yield ["in"], "--out is missing"
     yield (
