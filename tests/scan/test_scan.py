@@ -408,6 +408,18 @@ def test_what_is_in_a_file_that_changed_is_looked_at_again(engine, pictures, tmp
     assert row["picture_sha256"] == hashlib.sha256((pictures / "002.png").read_bytes()).hexdigest()
 
 
+def test_a_line_of_jsonl_is_looked_at_again_if_it_or_the_file_that_it_names_has_changed(engine, pictures, tmp_path):
+    lines = [json.dumps({"image": f"in/{i:03d}.png"}) for i in range(4)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines[:3]))
+    run(engine, tmp_path / "in.jsonl", tmp_path / "rows.jsonl")
+    shutil.copy(pictures / "004.png", pictures / "001.png")
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines[:2], lines[3]]))
+    summary = run(engine, tmp_path / "in.jsonl", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.counts.num_judged) == (1, 2)
+    found = [row["picture_sha256"] for row in rows_of(tmp_path / "rows.jsonl").values()]
+    assert found == [hashlib.sha256((pictures / f"{i:03d}.png").read_bytes()).hexdigest() for i in (0, 1, 3)]
+
+
 def test_no_picture_is_held_in_memory_longer_than_to_be_decoded(engine, pictures):
     paths = [pictures / name for name in ("000.png", "000.png", "001.png", "000.png")]
     items = [Item(Place(str(i), path.read_bytes), i) for i, path in enumerate(paths)]
