@@ -1,5 +1,6 @@
 """A scan: exactly one row a picture, whatever the pictures are and whenever it stops."""
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -409,7 +410,10 @@ def test_what_is_in_a_file_that_changed_is_looked_at_again(engine, pictures, tmp
 
 
 def test_a_line_of_jsonl_is_looked_at_again_if_it_or_the_file_that_it_names_has_changed(engine, pictures, tmp_path):
-    lines = [json.dumps({"image": f"in/{i:03d}.png"}) for i in range(4)]
+    lines = [json.dumps({"image": f"in/{i:03d}.png"}) for i in range(2)]
+    for i in (2, 3):
+        data = base64.b64encode((pictures / f"{i:03d}.png").read_bytes()).decode()
+        lines.append(json.dumps({"image": f"data:image/png;base64,{data}"}))
     (tmp_path / "in.jsonl").write_text("\n".join(lines[:3]))
     run(engine, tmp_path / "in.jsonl", tmp_path / "rows.jsonl")
     shutil.copy(pictures / "004.png", pictures / "001.png")
