@@ -12,7 +12,18 @@ from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneratio
 
 # A tiny SafeQwen that knows drawn pictograms: for trying things out, not for moderation.
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
+HUB = ("revision", "token", "cache_dir", "local_files_only")
 GUARD_FILE = f"{GUARD}.safetensors"  # of a run that trained the guard alone
+
+
+def hub_of(given):
+    """
+    Returns the arguments for the Hub (`dict`, a part of `HUB`) that are set among those given.
+
+    Args:
+        given (`dict`): of a function or command; what else is in it is passed over.
+    """
+    return {name: given[name] for name in HUB if given.get(name)}  # revision=None is not "main" to every version
 
 
 def load_processor(path_or_repo, *, min_pixels=None, max_pixels=None, **hub):

@@ -1,4 +1,4 @@
-"""What a record is made with: versions of packages, the commit of the code; and what of it may leave the machine."""
+"""What a record is made with: the command, versions of packages, the commit; and what of it may leave the machine."""
 
 import importlib.metadata
 import re
@@ -6,10 +6,31 @@ import shlex
 import subprocess
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from safeqwen.pictures.errors import without_secrets
+
 
 # The folders of an absolute path within a text. A URL's slashes stand after a colon and side by side, those of a
 # relative path after a word or a dot.
 FOLDERS = re.compile(r"""(?<![\w./~-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/])(?:[^\s"'<>|,;:=()\[\]{}\\/]+[\\/])*""")
+TOKEN = re.compile(r"--(to(k(en?)?)?|[\w-]+[-_]token)")  # argparse takes the beginning of a name for the name
+URL = re.compile(r"https?://.*", re.IGNORECASE | re.DOTALL)
+
+
+def command_line(words):
+    """
+    Returns a command (`str`) for a record, without its secrets: tokens, and what of a URL may be a key.
+
+    `["scan", "https://a.b/c.png?key=1", "--token", "hf_x"]` -> `"scan https://a.b/c.png --token HIDDEN"`.
+    """
+    shown = []
+    for before, word in zip(["", *words], words):
+        name, equals, _ = word.partition("=")
+        if TOKEN.fullmatch(before):
+            word = "HIDDEN"
+        elif equals and TOKEN.fullmatch(name):
+            word = f"{name}=HIDDEN"
+        shown.append(URL.sub(lambda url: without_secrets(url[0]), word))
+    return shlex.join(shown)
 
 
 def package_versions(packages):

@@ -74,5 +74,5 @@ def add_parser(commands):
         "--num-actors",
         type=positive,
         metavar="N",
-        help="actors, each with a model and a GPU, or a core (default: one a GPU of the cluster, else one a core)",
+        help="actors, each with a model and a GPU, or a core (default and most: one for each that the cluster has)",
     )

@@ -1,6 +1,5 @@
 """`safeqwen evaluate`: a benchmark's rows, figures, plots and page; a short table on stdout, progress on stderr."""
 
-import shlex
 import sys
 from time import monotonic
 
@@ -19,6 +18,7 @@ from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
 from safeqwen.judging.verdict import SAFE
 from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.provenance import command_line
 
 
 GUARD_ROWS = {
@@ -62,7 +62,7 @@ def run(args):
 
 def _evaluate(args):
     _check(args)
-    command = shlex.join(["safeqwen", "evaluate", *args.arguments[1:]])
+    command = command_line(["safeqwen", *args.arguments])
     try:  # before hours of work, not after
         from safeqwen.evaluation.benchmarks import load_benchmark
         from safeqwen.evaluation.metrics import evaluation_metrics

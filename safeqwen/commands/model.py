@@ -11,7 +11,7 @@ from safeqwen.commands.terminal import say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.load import load
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.loading import DEMO_CHECKPOINT, hub_of
 
 
 DEMO = "demo"
@@ -25,12 +25,6 @@ def source_of(name):
     return name
 
 
-def hub_of(args):
-    """Returns those of `revision`, `token`, `cache_dir` and `local_files_only` (`dict`) that were given."""
-    names = ("revision", "token", "cache_dir", "local_files_only")
-    return {name: getattr(args, name) for name in names if getattr(args, name)}
-
-
 def load_model(args):
     """
     Returns the model and processor that the arguments of `add_model_arguments` name; warns of the demo.
@@ -41,7 +35,7 @@ def load_model(args):
     source = source_of(args.model)
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
-    hub = hub_of(args)
+    hub = hub_of(vars(args))
     return loaded(source, lambda: load(source, dtype=args.dtype, device=args.device, **hub), **hub)
 
 
@@ -63,7 +57,7 @@ def given_policy(args, categories):
         return None
     policy = SafetyPolicy.load(args.policy, categories)
     if policy.model is not None:
-        policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(args)))
+        policy.check(fingerprint=weights_fingerprint(source_of(args.model), **hub_of(vars(args))))
     return policy
 
 

@@ -3,13 +3,15 @@
 import importlib.util
 import sys
 
-from safeqwen.commands.model import hub_of, load_model, loaded, source_of
+from safeqwen.commands.model import load_model, loaded, source_of
 from safeqwen.commands.terminal import drop_output, prepare_streams, printable, progress_bar, say
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.pipeline import SafetyPipeline
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.loading import hub_of
 from safeqwen.scan import INSTALL
 from safeqwen.scan.rows import read_rows
+from safeqwen.showing.words import counted
 
 
 def run(args):
@@ -53,10 +55,10 @@ def run(args):
     try:
         size = args.out.stat().st_size / 1e6
         print(
-            f"{printable(str(args.out))}: {size:.1f} MB; {made['rows']:,} rows, {made['flagged']:,} flagged, "
+            f"{printable(str(args.out))}: {size:.1f} MB; {counted(made['rows'], 'row')}, {made['flagged']:,} flagged, "
             f"{made['errors']:,} not judged; {made['shown']:,} in the gallery, {made['thumbnails']:,} with a picture"
             + (f", {made['heatmaps']:,} with a heat map" if args.heatmaps else "")
-            + (f"; {made['missing']:,} pictures are missing, and their tiles say why" if made["missing"] else "")
+            + (f"; {counted(made['missing'], 'picture')} missing: the tiles say why" if made["missing"] else "")
         )
         sys.stdout.flush()
     except OSError:  # the reader has left (| head)
@@ -68,7 +70,7 @@ def run(args):
 def _judge(args):
     """The pipeline of the model that the rows were made with; refuses another one."""
     expected = next((row["model_fingerprint"] for row in read_rows(args.rows[0])), None)
-    source, hub = source_of(args.model), hub_of(args)
+    source, hub = source_of(args.model), hub_of(vars(args))
     found = loaded(source, lambda: weights_fingerprint(source, **hub), **hub)
     if expected is not None and expected != found:
         raise ValueError(

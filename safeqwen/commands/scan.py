@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import math
-import shlex
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from safeqwen.commands.model import (
     DEMO,
     DEMO_WARNING,
     given_policy,
-    hub_of,
     load_model,
     loaded,
     policy_of,
@@ -28,14 +26,15 @@ from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.hub.configuration_safeqwen import SafeQwen2_5_VLConfig
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.load import load_policy
-from safeqwen.loading import DEMO_CHECKPOINT
-from safeqwen.provenance import git_commit, package_versions
+from safeqwen.loading import DEMO_CHECKPOINT, hub_of
+from safeqwen.provenance import command_line, git_commit, package_versions
 from safeqwen.scan import local
 from safeqwen.scan.ledger import ledger_of
-from safeqwen.scan.local import check_libraries, sample
 from safeqwen.scan.rows import rows_file
+from safeqwen.scan.similar import check_libraries
 from safeqwen.scan.sources import Access, Sources
 from safeqwen.scan.storage import check_storage, is_storage, upload
+from safeqwen.showing.words import counted
 
 
 PACKAGES = ("safeqwen", "torch", "transformers", "pillow", "imagehash")
@@ -83,14 +82,14 @@ def _scan(args):
     }
     if args.sample is not None:
         engine, policy, _ = _loaded(args)
-        summary, num_places, seconds = sample(engine, args.sources, args.sample, policy=policy, **settings)
+        summary, num_places, seconds = local.sample(engine, args.sources, args.sample, policy=policy, **settings)
         _print_estimate(summary, num_places, seconds)
         return int(bool(summary.num_errors))
     with (_on_ray if args.engine == "ray" else _here)(args) as (scan, device):
         made = {
             "model": DEMO if source_of(args.model) is DEMO_CHECKPOINT else args.model,
             "device": device,
-            "command": shlex.join(["safeqwen", "scan", *args.arguments[1:]]),
+            "command": command_line(["safeqwen", *args.arguments]),
             "versions": package_versions(PACKAGES) | {"python": sys.version.split()[0], "git_commit": git_commit()},
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -105,7 +104,7 @@ def _scan(args):
 
 def _loaded(args):
     """The engine of the model that is loaded here, the policy, and the fingerprint of the weights."""
-    source, hub = source_of(args.model), hub_of(args)
+    source, hub = source_of(args.model), hub_of(vars(args))
     model, processor = load_model(args)
     fingerprint = loaded(source, lambda: weights_fingerprint(source, **hub), **hub)
     return Engine(model, processor), policy_of(args, model), fingerprint
@@ -121,9 +120,9 @@ def _here(args):
 @contextlib.contextmanager
 def _on_ray(args):
     """Gives `scan` of `ray` with what the model's files tell, which is not loaded here; and Ray for a device."""
-    from safeqwen.scan import ray
+    from safeqwen.scan import cluster, ray
 
-    source, hub = source_of(args.model), hub_of(args)
+    source, hub = source_of(args.model), hub_of(vars(args))
     if source is DEMO_CHECKPOINT:
         say(DEMO_WARNING)
     config = loaded(source, lambda: SafeQwen2_5_VLConfig.from_pretrained(source, **hub), **hub)
@@ -135,11 +134,12 @@ def _on_ray(args):
         "num_actors": args.num_actors,
         "dtype": args.dtype,
         "device": args.device,
+        "hub": hub,
     }
-    with ray.connected(args.address):
+    with cluster.connected(args.address):
         if not args.quiet:
-            say(f"Ray judges, with {ray.resources()}; its actors load the model first")
-        yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given, **hub), "ray"
+            say(f"Ray judges, with {cluster.resources()}; its actors load the model first")
+        yield partial(ray.scan, None if source is DEMO_CHECKPOINT else source, **given), "ray"
 
 
 def _ledger_of(path):
@@ -190,7 +190,7 @@ class Progress:
         """Takes a [`Counts`] after a place was met."""
         if self.bar is not None:
             self.bar.total = self.num_places
-            self.bar.set_postfix_str(f"{counts.num_errors:,} errors", refresh=False)
+            self.bar.set_postfix_str(counted(counts.num_errors, "error"), refresh=False)
             self.bar.update(counts.num_met - self.bar.n)
             return
         now = time.monotonic()
@@ -198,18 +198,18 @@ class Progress:
             return
         self.said = now
         rate = (counts.num_met - counts.num_known) / (now - self.started)
-        of, left = "", ""
+        met, left = counted(counts.num_met, "picture"), ""
         if self.num_places is not None:
-            of = f" of {self.num_places:,}"
+            met = f"{counts.num_met:,} of {counted(self.num_places, 'picture')}"
             left = f", {tqdm.format_interval(max(0, self.num_places - counts.num_met) / rate)} left" if rate else ""
-        say(f"{counts.num_met:,}{of} pictures, {rate:.3g} a second, {counts.num_errors:,} errors{left}")
+        say(f"{met}, {rate:.3g} a second, {counted(counts.num_errors, 'error')}{left}")
 
 
 def _print_summary(summary, out):
     counts = summary.counts
     print(
-        f"{summary.num_rows:,} pictures: {counts.num_judged:,} judged now, {counts.num_copies:,} known by their "
-        f"bytes, {counts.num_known:,} as before; {summary.num_errors:,} errors"
+        f"{counted(summary.num_rows, 'picture')}: {counts.num_judged:,} judged now, {counts.num_copies:,} known by "
+        f"their bytes, {counts.num_known:,} as before; {counted(summary.num_errors, 'error')}"
     )
     _print_found(summary)
     out = printable(str(out))
@@ -252,7 +252,7 @@ def _in_words(row):
 def _print_estimate(summary, num_places, seconds):
     """What the whole would find and cost, from a sample of it."""
     num_judged = summary.num_rows - summary.num_errors
-    print(f"{num_places:,} pictures, of which {summary.num_rows:,} were drawn and looked at; nothing was written")
+    print(f"{counted(num_places, 'picture')}; drawn and looked at: {summary.num_rows:,}; nothing was written")
     _print_found(summary)
     rows = (("not allowed" if summary.actions else "unsafe", summary.num_flagged, num_judged),)
     if summary.num_rows == num_places:
@@ -263,7 +263,8 @@ def _print_estimate(summary, num_places, seconds):
         if of:
             low, high = interval(count, of)
             print(
-                f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), {count / of * num_places:,.0f} pictures"
+                f"  {what:11}  {count / of:6.1%}  ({low:.1%} to {high:.1%}), "
+                f"{counted(round(count / of * num_places), 'picture')}"
             )
     whole = seconds / summary.num_rows * num_places
     print(

@@ -2,14 +2,13 @@
 
 import errno
 import json
-import re
-import shlex
 import sys
 
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from safeqwen.commands.model import DEMO, ask_hub
+from safeqwen.provenance import command_line
 from safeqwen.training.arguments import SafetyTrainingArguments, read_config
 from safeqwen.training.run import train
 
@@ -19,14 +18,14 @@ def run(args):
     if {"-h", "--help"} & set(args.overrides):
         print(HfArgumentParser(SafetyTrainingArguments, prog="safeqwen train CONFIG.yaml").format_help())
         return 0
-    command = shlex.join(["safeqwen", "train", args.config, *args.overrides])
+    command = command_line(["safeqwen", "train", args.config, *args.overrides])
     try:
         settings = read_config(args.config, args.overrides)
         if settings.distributed_state.is_main_process:
             for name, revision in ((settings.model, settings.model_revision), (settings.processor, None)):
                 if name not in (None, DEMO):
                     ask_hub(name, revision=revision)
-        metrics = train(settings, without_tokens(command))
+        metrics = train(settings, command)
     except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC
         reason = f"the disk is full ({error}); make room, and start it again with --resume" if is_full else error
@@ -35,8 +34,3 @@ def run(args):
     if settings.distributed_state.is_main_process:
         print(json.dumps(metrics, indent=2))
     return 0
-
-
-def without_tokens(command):
-    """A command line with its secrets hidden: `--hub_token x` and `--hub-token=x`."""
-    return re.sub(r"(--[\w-]+[-_]token[ =])\S+", r"\1HIDDEN", command)

@@ -5,7 +5,7 @@ import torch
 from safeqwen.fingerprint import hub_file, weights_fingerprint
 from safeqwen.hub.modeling_safeqwen import SafeQwen2_5_VLForConditionalGeneration
 from safeqwen.judging.policy import POLICY_FILE, SafetyPolicy
-from safeqwen.loading import DEMO_CHECKPOINT, load_processor, refuse_two_saves
+from safeqwen.loading import DEMO_CHECKPOINT, hub_of, load_processor, refuse_two_saves
 
 
 def load(
@@ -68,8 +68,7 @@ def load(
         dtype = default_dtype(torch.accelerator.current_accelerator() if is_accelerated else "cpu")
     path_or_repo = DEMO_CHECKPOINT if path_or_repo is None else path_or_repo
     refuse_two_saves(path_or_repo)
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    hub = {name: value for name, value in hub.items() if value}  # revision=None is not "main" to every version
+    hub = hub_of({"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
     processor = load_processor(path_or_repo, max_pixels=max_pixels, **hub)
     model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(
         path_or_repo, dtype=dtype, device_map=device_map, **hub, **kwargs

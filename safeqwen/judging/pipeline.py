@@ -19,13 +19,13 @@ from safeqwen.judging.ahead import items_of
 from safeqwen.judging.engine import MAX_BATCH_TOKENS, MEMORY_BUDGET, Engine
 from safeqwen.judging.load import default_dtype, load_policy
 from safeqwen.judging.policy import SafetyPolicy
+from safeqwen.loading import hub_of
 from safeqwen.pictures import UnreadableImage, read_image
 from safeqwen.processor import save_processor
 
 
 TASK = "image-safety"
 OWN = "own"  # the policy that lies beside the weights
-HUB = ("revision", "token", "cache_dir", "local_files_only")
 ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, Mapping)
 
 logger = logging.getLogger(__name__)
@@ -313,8 +313,7 @@ class LoadedByPath:
         """Returns a [`SafeQwen2_5_VLForConditionalGeneration`]."""
         model = SafeQwen2_5_VLForConditionalGeneration.from_pretrained(path_or_repo, *args, dtype=dtype, **kwargs)
         model.dtype_was_not_asked_for = dtype == "auto"
-        hub = {name: kwargs[name] for name in HUB if kwargs.get(name)}
-        model.safety_policy = load_policy(path_or_repo, model.config.safety_categories, **hub)
+        model.safety_policy = load_policy(path_or_repo, model.config.safety_categories, **hub_of(kwargs))
         return model
 
 

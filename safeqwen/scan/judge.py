@@ -13,12 +13,12 @@ from functools import partial
 from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.engine import Engine
 from safeqwen.judging.load import load
-from safeqwen.judging.pipeline import HUB
 from safeqwen.judging.policy import SafetyPolicy
-from safeqwen.loading import DEMO_CHECKPOINT
+from safeqwen.loading import DEMO_CHECKPOINT, hub_of
 from safeqwen.pictures.errors import UnreadableImage
-from safeqwen.scan.local import BATCH_SIZE, NUM_WORKERS, Item, check_libraries, judge_items
+from safeqwen.scan.items import BATCH_SIZE, NUM_WORKERS, Item, judge_items
 from safeqwen.scan.rows import FIELDS, RowMaker, rows_schema
+from safeqwen.scan.similar import check_libraries
 from safeqwen.scan.sources import Place
 
 
@@ -63,7 +63,7 @@ class Judge:
             raise RuntimeError(f"SafeQwen cannot judge with these weights: {refusal}")
         self.engine.image_settings(max_pixels)  # raises if it is out of range
         self.settings = {"batch_size": batch_size, "num_workers": num_workers, "max_pixels": max_pixels}
-        self.model_fingerprint = weights_fingerprint(source, **{k: kwargs[k] for k in HUB if kwargs.get(k)})
+        self.model_fingerprint = weights_fingerprint(source, **hub_of(kwargs))
         if policy is None:
             policy = self.engine.model.safety_policy
         elif policy == "none":

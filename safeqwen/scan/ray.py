@@ -14,6 +14,10 @@ and on like machines the bits of the probabilities, are those of a scan on one m
 What the ledger knew when the scan began is not judged again, wherever it is found; of copies within one window the
 first is judged; copies in different windows are judged in each, and the verdict that comes first counts for all.
 
+A picture may kill the process that reads it, at each try, and take along what else that actor has in work. A window at
+which actors died `MAX_TRIES` times is put off to the end. Then its pictures are tried one at a time, and one at which
+actors still die is an error row. Ray's own bound on the retries of a task would end the job instead.
+
 Ray Data has checkpoints of its own (`CheckpointConfig`). They do not replace the ledger: they work only for a job that
 reads and writes through Ray's own sources and sinks, know neither copies nor changed files, and cannot refuse another
 model or policy.
@@ -21,11 +25,10 @@ model or policy.
 
 import contextlib
 import itertools
-import logging
 import os
 import pickle
 import socket
-import sys
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -35,81 +38,19 @@ from safeqwen.judging.engine import Engine, window_of
 from safeqwen.judging.load import default_dtype
 from safeqwen.loading import DEMO_CHECKPOINT, load_processor
 from safeqwen.pictures.errors import one_line
-from safeqwen.scan import INSTALL
+from safeqwen.scan.items import BATCH_SIZE, NUM_WORKERS
 from safeqwen.scan.judge import Judge
-from safeqwen.scan.local import BATCH_SIZE, NUM_WORKERS, Keeper, check_libraries, keep
+from safeqwen.scan.keep import keep
+from safeqwen.scan.similar import check_libraries
+from safeqwen.showing.words import counted
 
 
-INSTALL_RAY = INSTALL.replace("scan", "scan,ray")
-CONNECT_WITHIN_S = 5.0
 CALLS = 2  # windows that an actor has in work at a time
+MAX_TRIES = 3  # of a window, if its actor dies
+MAX_PUT_OFF = 16  # windows: where actors die at more, it is not some pictures that are to blame
+DIED = "each process that read it died; save it anew, or remove it (or give each actor more memory)"
+AGAIN = "start the same command again, and what was finished is not judged again"
 SAME_SIZE = 256  # blocks
-
-
-@contextlib.contextmanager
-def connected(address=None):
-    """
-    Connects to a Ray cluster, if this process is not, and says nothing of Ray's own to the terminal meanwhile.
-
-    Args:
-        address (`str`, *optional*): HOST:PORT, or "auto" for the cluster that this machine is part of. By default
-            that of the variable RAY_ADDRESS, else the cluster that this machine is part of, else Ray is started here.
-
-    Raises:
-        ImportError: if Ray is missing.
-        ValueError: if there is no cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of actors is warned of on stderr
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise ImportError(f"--engine ray needs Ray ({error}): {INSTALL_RAY}") from error
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its files keep the log
-            handler.setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        yield
-        return
-    _check_reachable(address or os.environ.get("RAY_ADDRESS") or "auto")
-    try:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"at {address}" if address else "here, and none could be started"
-        raise ValueError(f"there is no Ray cluster {where}: {one_line(error)}") from None
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray says that an actor died
-            yield
-    finally:
-        ray.shutdown()
-
-
-def resources():
-    """Returns what the cluster has, in words (`str`)."""
-    import ray
-
-    has = ray.cluster_resources()
-    return f"{len(ray.nodes())} machines, {has.get('CPU', 0):g} CPU cores and {has.get('GPU', 0):g} GPUs"
-
-
-def _check_reachable(address):
-    """Raises a `ValueError` if nobody listens at HOST:PORT. Ray itself would try for minutes."""
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.rpartition(":")
-    if "/" in host or not host or not port.isdecimal():
-        raise ValueError(
-            f"--address takes HOST:PORT of a Ray cluster, or auto; got {address}. Start the command on a machine of "
-            "the cluster"
-        )
-    try:
-        socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
-    except OSError as error:
-        raise ValueError(
-            f"nobody answers at {address} ({error}): is it the address that `ray start --head` printed, and can this "
-            "machine reach it?"
-        ) from None
 
 
 def scan(
@@ -119,18 +60,14 @@ def scan(
     *,
     categories,
     model_fingerprint,
-    policy=None,
-    access=None,
     num_actors=None,
     batch_size=BATCH_SIZE,
     num_workers=NUM_WORKERS,
     max_pixels=None,
     dtype=None,
     device=None,
-    reuse=None,
-    made=None,
-    progress=None,
-    **hub,
+    hub=None,
+    **kept,
 ):
     """
     Judges all pictures of the sources on the Ray cluster that this process is connected to, and returns a [`Summary`].
@@ -143,26 +80,34 @@ def scan(
         dtype (`str` or `torch.dtype`, *optional*): by default bfloat16 on GPUs, float32 on CPUs.
         device (`str`, *optional*): of each actor, which has a GPU unless this is "cpu". By default GPUs, if the
             cluster has any.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` as `from_pretrained` takes them.
-        sources, out and the others: as `local.scan` takes them. Relative paths count from this process's folder, on
-            every machine.
+        hub (`dict`, *optional*): those of `revision`, `token`, `cache_dir` and `local_files_only` that are given.
+        sources, out: as `keep` takes them. Relative paths count from this process's folder, on every machine.
+        batch_size, num_workers, max_pixels: as `local.scan` takes them.
+        kept: `policy`, `access`, `reuse`, `made` and `progress`, as `keep` takes them.
 
     Raises:
-        RuntimeError: if an actor cannot load the model, has another one, or is lost for good.
+        RuntimeError: if an actor cannot load the model or has another one, or if actors die wherever they are.
         ValueError, OSError, ImportError: as `local.scan`.
     """
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
     check_libraries()
+    hub = hub or {}
     processor = load_processor(DEMO_CHECKPOINT if model is None else model, **hub)
     Engine(None, processor).image_settings(max_pixels)  # raises if it is out of range
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if device is None else torch.device(device).type != "cpu"
     kind = "GPU" if has_gpu else "CPU"
     num_units = int(ray.cluster_resources().get(kind, 0))
-    if has_gpu and not num_units:  # Ray would wait for one without a word
+    # Ray would wait for what is missing without a word.
+    if has_gpu and not num_units:
         raise ValueError(
             f"--device {device}: the Ray cluster has no GPU; add a machine with one, or leave --device out"
+        )
+    if num_actors is not None and num_actors > num_units:
+        raise ValueError(
+            f"--num-actors {num_actors}: each takes a {kind}, and the Ray cluster has {num_units}; give at most as "
+            "many, or add machines"
         )
     num_actors = num_actors or max(1, num_units)
     dtype = str(dtype or default_dtype("cuda" if has_gpu else "cpu")).removeprefix("torch.")
@@ -174,12 +119,10 @@ def scan(
         "dtype": dtype,
     }
 
-    def judge(ledger, places):
-        keeper = Keeper(ledger, progress)
-        known = ray.put(ledger.known())
-        blocks, num_sent = _in_store(blocks_of(keeper.unmet(places), window_of(batch_size)))
+    def judged(blocks, known, is_alone=False):
+        """Yields what actors find in each window of blocks (references). A block may be alone in its actor."""
         if not blocks:
-            return keeper.counts
+            return
         dataset = ray.data.from_arrow_refs(blocks)
         dataset.context.enable_progress_bars = False
         dataset = dataset.map_batches(
@@ -190,26 +133,43 @@ def scan(
                 "settings": {**settings, "dtype": dtype, "device": device or (None if has_gpu else "cpu"), **hub},
                 "expected": expected,
                 "known": [known],
+                "tries": ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries).remote(MAX_TRIES),
                 "folder": os.getcwd(),
             },
             compute=ray.data.ActorPoolStrategy(
                 size=min(num_actors, len(blocks)),
-                max_concurrent_calls_per_actor=CALLS,
+                max_concurrent_calls_per_actor=1 if is_alone else CALLS,
+                max_tasks_in_flight_per_actor=1 if is_alone else None,
                 enable_true_multi_threading=True,
             ),
             num_cpus=1,
             num_gpus=int(has_gpu),
         )
-        num_met = keeper.counts.num_met
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for found in map(pickle.loads, batch["found"].to_pylist()):
-                    _keep(keeper, found)
+                yield from map(pickle.loads, batch["found"].to_pylist())
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-            raise RuntimeError(f"Ray gave up: {_last_line(error)}") from None
+            raise RuntimeError(f"Ray gave up: {_last_line(error)}; {AGAIN}") from None
+
+    def judge(keeper, places):
+        known = ray.put(keeper.ledger.known())
+        blocks, num_sent = _in_store(blocks_of(keeper.unmet(places), window_of(batch_size)))
+        num_met, put_off = keeper.counts.num_met, []
+        for found in judged(blocks, known):
+            if not _is_put_off(found):
+                _keep(keeper, found)
+                continue
+            put_off.append([item for item, _ in found])
+            if len(put_off) > MAX_PUT_OFF:
+                raise RuntimeError(
+                    f"actors died {MAX_TRIES} times at each of {len(put_off)} windows: look at their machines' memory "
+                    f"and logs; {AGAIN}"
+                )
+        blocks, _ = _in_store([[replace(item, error=None)]] for window in put_off for item in window)
+        for found in judged(blocks, known, is_alone=True):
+            _keep(keeper, found)
         if (num_lost := num_sent - (keeper.counts.num_met - num_met)) != 0:  # as by `max_errored_blocks`
-            raise RuntimeError(f"Ray lost {num_lost} pictures: start the same command again to judge them")
-        return keeper.counts
+            raise RuntimeError(f"Ray lost {counted(num_lost, 'picture')}; {AGAIN}")
 
     return keep(
         judge,
@@ -218,11 +178,8 @@ def scan(
         categories=list(categories),
         dtype=dtype,
         max_pixels=max_pixels,
-        policy=policy,
-        access=access,
-        reuse=reuse,
         model_fingerprint=model_fingerprint,
-        made=made,
+        **kept,
     )
 
 
@@ -253,6 +210,10 @@ def blocks_of(items, window):
         yield block
 
 
+def _is_put_off(found):
+    return not isinstance(found, str) and all(item.error == DIED for item, _ in found)
+
+
 def _keep(keeper, found):
     """Puts what an actor found in a window into the ledger."""
     if isinstance(found, str):
@@ -274,13 +235,14 @@ class Actor:
         model, settings: of a [`Judge`].
         expected (`dict`): what must be the same here as where the ledger is.
         known (`list` of one reference): to the sha256 of pictures that need no verdict (`frozenset[bytes]`).
+        tries: the handle of a [`Tries`].
         folder (`str`): from which relative paths count.
     """
 
-    def __init__(self, model, settings, expected, known, folder):
+    def __init__(self, model, settings, expected, known, tries, folder):
         import ray
 
-        self.refusal, host = None, socket.gethostname()
+        self.refusal, self.tries, host = None, tries, socket.gethostname()
         with contextlib.suppress(OSError):  # where there is no such folder, absolute paths may lead on all the same
             os.chdir(folder)
         self.known = ray.get(known[0])
@@ -303,12 +265,29 @@ class Actor:
         return {"found": [pickle.dumps(self._found(window)) for window in batch["window"]]}
 
     def _found(self, window):
+        import ray
+
         if self.refusal is not None:
             return self.refusal
-        found = self.judge.judge(pickle.loads(window), self.known.__contains__)
+        items = pickle.loads(window)
+        if not ray.get(self.tries.may_begin.remote(items[0].position)):
+            return [(replace(item, error=DIED), None) for item in items]
+        found = self.judge.judge(items, self.known.__contains__)
         for item, _ in found:
             item.place = replace(item.place, load=None)  # which may hold the picture
         return found
+
+
+class Tries:
+    """What Ray makes an actor of that counts how often each window was begun: it outlives the actors that judge."""
+
+    def __init__(self, max_tries):
+        self.max_tries, self.num_begun = max_tries, Counter()
+
+    def may_begin(self, position):
+        """Whether the window whose first item has this position was not yet begun too often (`bool`)."""
+        self.num_begun[position] += 1
+        return self.num_begun[position] <= self.max_tries
 
 
 def _last_line(error):

@@ -27,6 +27,7 @@ from safeqwen.scan.sources import Access
 from safeqwen.scan.tally import NUM_BINS, SEVERITIES, Tally
 from safeqwen.showing.html import visible
 from safeqwen.showing.plot import Plot, count_axis
+from safeqwen.showing.words import counted
 
 
 FOLDER = Path(__file__).parent
@@ -105,6 +106,7 @@ def write_report(
         ),
         severities=SEVERITIES,
         title_of=title_of,
+        counted=counted,
         without_folders=without_folders,
         plots=[
             {"plot": plot, **{theme: data_url(png, "image/png") for theme, png in plot.pngs.items()}}
@@ -235,7 +237,10 @@ def _facts(paths, tally, record):
         ("Rows", f"{tally.num_rows:,}, in {', '.join(Path(path).name for path in paths)}"),
         ("Flagged", f"{tally.num_flagged:,} of {tally.num_rows - tally.num_errors:,} that were judged"),
         ("Not judged", f"{tally.num_errors:,}"),
-        ("Near-identical", f"{len(tally.groups):,} groups; the verdicts of {tally.num_disagreeing:,} disagree"),
+        (
+            "Near-identical",
+            f"{counted(len(tally.groups), 'group')}; the verdicts of {tally.num_disagreeing:,} disagree",
+        ),
         ("Model", made.get("model")),
         ("Model's fingerprint", model),
         ("Policy's fingerprint", policy),

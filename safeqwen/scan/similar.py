@@ -12,6 +12,8 @@ most 15 bits are equal in one of 16 words of 16 bits: only those are compared, a
 
 import numpy as np
 
+from safeqwen.scan import INSTALL
+
 
 HASH_SIDE = 16
 NUM_WORDS = 16  # of 16 bits
@@ -19,6 +21,14 @@ MAX_DISTANCE = NUM_WORDS - 1
 FLAT = 16  # greys between the darkest and the brightest, up to which a picture is of one colour
 PAIRS_AT_ONCE = 2**20
 NUM_ONES = np.unpackbits(np.arange(2**16, dtype=">u2").view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1)  # of a word
+
+
+def check_libraries():
+    """Raises an `ImportError` that says what to do if a library is missing."""
+    try:
+        import imagehash  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a scan needs {error.name}: {INSTALL}") from error
 
 
 def perceptual_hash(view):

@@ -6,9 +6,13 @@ Keys and regions are looked for where each file system looks for them, such as i
 
 In a folder the name of a file says whether it is a picture: to look at first bytes would be a request each. Tar, zip,
 Parquet and lists are not opened there; each is an error that says so.
+
+What hangs is given up where pyarrow takes a limit: s3:// after three tries of `STALLED_S`; gs:// at the end of the try
+within which that much has passed, which by itself takes up to two minutes. Others have the limits of their libraries.
 """
 
 import re
+from datetime import timedelta
 from functools import partial
 from urllib.parse import quote, urlsplit
 
@@ -19,6 +23,7 @@ from safeqwen.scan import INSTALL
 
 # The host of any other URI, or of one with a query, may be whatever who wrote it chose.
 PUBLIC = ("s3", "gs", "gcs", "hf")
+STALLED_S = 10.0  # seconds without a byte
 SECRETS = re.compile(r"[?&](client_secret|sig)=", re.IGNORECASE)  # of Azure
 
 
@@ -109,11 +114,24 @@ def _opened(uri):
         raise ImportError(f"{uri} needs {error.name}: {INSTALL}") from error
     try:
         files, path = FileSystem.from_uri(uri)
+        files = _limited(files)
         return files, path, files.get_file_info(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         shown = without_secrets(uri)
         reason = one_line(str(error).replace(uri, shown))  # pyarrow repeats a URI with its keys
         raise ValueError(f"{shown}: cannot be opened ({reason})") from None
+
+
+def _limited(files):
+    """The file system with limits of time. By itself it tries ten times (s3), or for a quarter of an hour (gs)."""
+    limits = {
+        "s3": {"connect_timeout": STALLED_S, "request_timeout": STALLED_S},
+        "gcs": {"retry_time_limit": timedelta(seconds=STALLED_S)},
+    }
+    if files.type_name not in limits:
+        return files
+    opened, (settings,) = files.__reduce__()  # from_uri takes no limits, and only pickle tells what it found
+    return opened({**settings, **limits[files.type_name]})
 
 
 def _read(files, path, id):

@@ -29,6 +29,7 @@ from safeqwen.fingerprint import weights_fingerprint
 from safeqwen.judging.engine import window_of
 from safeqwen.scan import local
 from safeqwen.scan import ray as on_ray
+from safeqwen.scan.cluster import connected
 from safeqwen.scan.rows import read_rows
 from safeqwen.scan.sources import Access
 
@@ -64,15 +65,15 @@ def run_here(engine, sources, out, **kwargs):
 
 
 @contextmanager
-def server(picture, when_asked):
-    """A URL of the picture. `when_asked(port)`, with the port of who asks, is called before the first answer."""
+def server(picture, when_asked, each_time=False):
+    """A URL of the picture. `when_asked(port)`, of who asks, is called before the first answer, or before each."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
         def do_GET(self):
-            if not asked.is_set():
+            if each_time or not asked.is_set():
                 asked.set()
                 when_asked(self.client_address[1])
             self.send_response(200)
@@ -179,6 +180,36 @@ def test_an_actor_that_is_killed_within_a_window_loses_nothing_and_doubles_nothi
         assert [*row["scores"].values()] == pytest.approx([*here[id]["scores"].values()], abs=1e-5)
 
 
+def test_a_picture_that_kills_each_actor_is_an_error_of_its_own_and_is_judged_when_it_is_mended(
+    engine, pictures, tmp_path, monkeypatch
+):
+    is_mended = threading.Event()
+    monkeypatch.setattr(on_ray, "MAX_TRIES", 1)  # each death is a model to load
+    with server(pictures / "003.png", lambda port: is_mended.is_set() or actor_behind(port).kill(), True) as url:
+        lines = [str(path) for path in sorted(pictures.iterdir())]
+        (tmp_path / "list.txt").write_text("\n".join([*lines[:11], url, *lines[11:]]))
+        with monkeypatch.context() as patch:
+            patch.setattr(on_ray, "MAX_PUT_OFF", 0)
+            with pytest.raises(
+                RuntimeError, match="actors died 1 times at each of 1 windows: .*; start the same command"
+            ) as refusal:
+                run(engine, [tmp_path / "list.txt"], tmp_path / "ray.jsonl", access=HERE)
+        assert "\n" not in str(refusal.value) and not (tmp_path / "ray.jsonl").exists()
+        finished = num_places(tmp_path / "ray.jsonl.ledger")
+        summary = run(engine, [tmp_path / "list.txt"], tmp_path / "ray.jsonl", access=HERE)
+        assert summary.counts.num_known == finished and summary.counts.num_judged == 24 - finished
+        (error,) = (row for row in rows_of(tmp_path / "ray.jsonl").values() if row["error"] is not None)
+        assert error["id"] == url and "each process that read it died; save it anew, or remove it" in error["error"]
+        is_mended.set()
+        summary = run(engine, [tmp_path / "list.txt"], tmp_path / "ray.jsonl", access=HERE)
+        assert (summary.num_errors, summary.counts.num_known, summary.num_rows) == (0, 24, 25)
+        run_here(engine, [tmp_path / "list.txt"], tmp_path / "here.jsonl", access=HERE)
+    here, there = rows_of(tmp_path / "here.jsonl"), rows_of(tmp_path / "ray.jsonl")
+    assert [*there] == [*here]
+    for id, row in there.items():
+        assert [*row["scores"].values()] == pytest.approx([*here[id]["scores"].values()], abs=1e-5)
+
+
 def test_a_driver_that_is_killed_goes_on_with_what_is_finished(engine, cluster, pictures, tmp_path):
     drawings(pictures / "more", 24, seed=6_000_000)
     is_killed = threading.Event()
@@ -188,7 +219,7 @@ def test_a_driver_that_is_killed_goes_on_with_what_is_finished(engine, cluster, 
         command += ["--address", cluster, "--num-actors", "2", "--batch-size", "2", "--private-networks"]
         command += ["--timeout", "60", "--quiet", "--out", str(tmp_path / "rows.jsonl")]
         driver = subprocess.Popen(command, stderr=subprocess.PIPE)
-        ledger, deadline = tmp_path / "rows.jsonl.ledger", time.monotonic() + 60
+        ledger, deadline = tmp_path / "rows.jsonl.ledger", time.monotonic() + 240
         while not num_places(ledger) and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         driver.kill()
@@ -245,9 +276,11 @@ def test_a_model_that_an_actor_cannot_load_or_that_is_another_is_one_refusal_in_
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "b.jsonl").exists()
 
 
-def test_a_gpu_that_the_cluster_does_not_have_is_not_waited_for(engine, pictures, tmp_path):
+def test_what_the_cluster_does_not_have_is_not_waited_for(engine, pictures, tmp_path):
     with pytest.raises(ValueError, match="--device cuda: the Ray cluster has no GPU"):
         run(engine, [pictures], tmp_path / "rows.jsonl", device="cuda")
+    with pytest.raises(ValueError, match="--num-actors 3: each takes a CPU, and the Ray cluster has 2; give at most"):
+        run(engine, [pictures], tmp_path / "rows.jsonl", num_actors=3)
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
@@ -257,7 +290,7 @@ def test_pictures_that_ray_loses_end_the_scan_without_rows_and_the_next_one_judg
     keep, lost = on_ray._keep, []
     with monkeypatch.context() as patch:
         patch.setattr(on_ray, "_keep", lambda keeper, found: keep(keeper, found) if lost else lost.extend(found))
-        with pytest.raises(RuntimeError, match=f"Ray lost {window_of(2)} pictures: start the same command again"):
+        with pytest.raises(RuntimeError, match=f"Ray lost {window_of(2)} pictures; start the same command again"):
             run(engine, [pictures], tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
     assert run(engine, [pictures], tmp_path / "rows.jsonl").counts.num_judged == len(lost)
@@ -272,7 +305,7 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(address, reason, monk
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", None)  # which would try for minutes
     with pytest.raises(ValueError, match=reason):
-        with on_ray.connected(address):
+        with connected(address):
             pass
 
 

@@ -1,27 +1,35 @@
 """A scan: exactly one row a picture, whatever the pictures are and whenever it stops."""
 
+import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import os
 import random
 import shutil
 import signal
+import tarfile
 import threading
 import time
+import zipfile
 from collections import Counter
 from dataclasses import replace
 
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from scanning import drawings, rows_of, without_time
 
 from safeqwen import SafetyPolicy, read_image
-from safeqwen.scan import local
-from safeqwen.scan.local import Counts, sample, scan
+from safeqwen.scan import keep, local
+from safeqwen.scan.items import Item, judge_items
+from safeqwen.scan.ledger import read_record
+from safeqwen.scan.local import sample, scan
 from safeqwen.scan.rows import is_flagged, read_rows
-from safeqwen.scan.sources import Access, read_place
+from safeqwen.scan.sources import Access, Place, read_place
 
 
 @pytest.fixture
@@ -255,6 +263,35 @@ def test_an_exception_anywhere_keeps_what_was_finished(engine, pictures, tmp_pat
     assert summary.num_rows == 12 and summary.counts.num_known == 8
 
 
+def test_a_scan_that_judges_nothing_keeps_what_it_found_too(engine, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        (tmp_path / "in" / f"{i}.png").symlink_to("nowhere.png")
+
+    def stop(counts):
+        if counts.num_errors == 6:
+            raise Stopped
+
+    monkeypatch.setattr(keep, "SECONDS_BETWEEN_COMMITS", 0)
+    with pytest.raises(Stopped):
+        run(engine, tmp_path / "in", tmp_path / "rows.jsonl", progress=stop, num_workers=0)
+    summary = run(engine, tmp_path / "in", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.num_errors) == (5, 9)
+
+
+def test_the_same_words_in_another_folder_or_for_another_column_are_another_scan(engine, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        drawings(tmp_path / name / "in", 2)
+        (tmp_path / name / "list.jsonl").write_text('{"front": "in/000.png", "back": "in/001.png"}\n')
+    monkeypatch.chdir(tmp_path / "a")
+    run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="front"))
+    with pytest.raises(ValueError, match='column is "back", there it was "front"'):
+        run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="back"))
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match="sources is .*/b/list.jsonl.*, there it was .*/a/list.jsonl"):
+        run(engine, "list.jsonl", tmp_path / "rows.jsonl", access=Access(column="front"))
+
+
 def test_a_full_disk_while_rows_are_written_leaves_the_old_rows_and_the_ledger(
     engine, pictures, tmp_path, monkeypatch
 ):
@@ -317,6 +354,21 @@ def test_a_url_that_hangs_is_an_error_and_holds_nothing_up(engine, pictures, tmp
     assert fetched["id"] == f"{base}/a.png" and fetched["scores"] == read["scores"]
 
 
+def test_the_record_of_a_url_has_no_key_and_tells_it_from_another(engine, pictures, tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        server.picture = (pictures / "001.png").read_bytes()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        url, access = f"http://me:secret@{host}/a.png?sig=secret", Access(private_networks=True)
+        assert run(engine, url, tmp_path / "rows.jsonl", access=access).num_errors == 0
+        server.shutdown()
+    (recorded,) = read_record(tmp_path / "rows.jsonl")["sources"]
+    assert recorded.startswith(f"http://{host}/a.png") and "secret" not in recorded
+    with pytest.raises(ValueError, match="sources is") as refusal:
+        run(engine, url.replace("sig=", "sig=no "), tmp_path / "rows.jsonl", access=access)
+    assert "secret" not in str(refusal.value)
+
+
 def test_members_of_archives_have_the_verdicts_of_the_same_files(engine, pictures, tmp_path):
     shutil.make_archive(tmp_path / "shard", "tar", pictures)
     shutil.make_archive(tmp_path / "packed", "zip", pictures)
@@ -329,6 +381,59 @@ def test_members_of_archives_have_the_verdicts_of_the_same_files(engine, picture
         for id, row in rows.items():
             assert [*row["scores"].values()] == pytest.approx([*expected[row["picture_sha256"]].values()], abs=1e-5)
             assert len(read_place(id)) == row["num_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "parquet"])
+def test_what_is_in_a_file_that_changed_is_looked_at_again(engine, pictures, tmp_path, kind):
+    def pack(names):
+        files = {f"{i}.png": pictures / name for i, name in enumerate(names)}
+        if kind == "zip":
+            with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+                for name, path in files.items():
+                    archive.write(path, name)
+        elif kind == "parquet":
+            table = pyarrow.table({"image": [path.read_bytes() for path in files.values()]})
+            parquet.write_table(table, tmp_path / "in.parquet")
+        else:
+            with tarfile.open(tmp_path / f"in.{kind}", "w:gz" if kind == "tar.gz" else "w") as archive:
+                for name, path in files.items():
+                    archive.add(path, name)
+
+    pack(["000.png", "001.png"])
+    run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl")
+    assert run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl").counts.num_known == 2
+    pack(["000.png", "002.png"])
+    summary = run(engine, tmp_path / f"in.{kind}", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.counts.num_copies, summary.counts.num_judged) == (0, 1, 1)
+    (_, row) = rows_of(tmp_path / "rows.jsonl").values()
+    assert row["picture_sha256"] == hashlib.sha256((pictures / "002.png").read_bytes()).hexdigest()
+
+
+def test_a_line_of_jsonl_is_looked_at_again_if_it_or_the_file_that_it_names_has_changed(engine, pictures, tmp_path):
+    lines = [json.dumps({"image": f"in/{i:03d}.png"}) for i in range(2)]
+    for i in (2, 3):
+        data = base64.b64encode((pictures / f"{i:03d}.png").read_bytes()).decode()
+        lines.append(json.dumps({"image": f"data:image/png;base64,{data}"}))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines[:3]))
+    run(engine, tmp_path / "in.jsonl", tmp_path / "rows.jsonl")
+    shutil.copy(pictures / "004.png", pictures / "001.png")
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines[:2], lines[3]]))
+    summary = run(engine, tmp_path / "in.jsonl", tmp_path / "rows.jsonl")
+    assert (summary.counts.num_known, summary.counts.num_judged) == (1, 2)
+    found = [row["picture_sha256"] for row in rows_of(tmp_path / "rows.jsonl").values()]
+    assert found == [hashlib.sha256((pictures / f"{i:03d}.png").read_bytes()).hexdigest() for i in (0, 1, 3)]
+
+
+def test_no_picture_is_held_in_memory_longer_than_to_be_decoded(engine, pictures):
+    paths = [pictures / name for name in ("000.png", "000.png", "001.png", "000.png")]
+    items = [Item(Place(str(i), path.read_bytes), i) for i, path in enumerate(paths)]
+    known, held = hashlib.sha256(paths[2].read_bytes()).digest(), []
+
+    def found(item, judged):
+        held.append((item.position, judged is not None, item.data))
+
+    judge_items(engine, items, lambda sha256: sha256 == known, found, batch_size=2, num_workers=1)
+    assert sorted(held) == [(0, True, None), (1, False, None), (2, False, None), (3, False, None)]
 
 
 def test_a_sample_says_what_all_would_show_and_writes_nothing(engine, pictures, tmp_path):
@@ -344,9 +449,8 @@ def test_a_sample_says_what_all_would_show_and_writes_nothing(engine, pictures, 
 def test_a_sample_is_drawn_from_all_places_alike_and_in_their_order(engine, pictures, monkeypatch):
     drawn = []
 
-    def draw_only(engine, ledger, places, **settings):
+    def draw_only(engine, keeper, places, **settings):
         drawn.append([place.id for place in places])
-        return Counts()
 
     monkeypatch.setattr(local, "judge_places", draw_only)
     for seed in range(400):

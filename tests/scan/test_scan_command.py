@@ -25,8 +25,9 @@ import safeqwen.commands.scan
 from safeqwen.commands.scan import Progress, interval
 from safeqwen.commands.terminal import progress_bar
 from safeqwen.judging.engine import Engine
-from safeqwen.scan.local import Counts
+from safeqwen.scan.ledger import read_record
 from safeqwen.scan.rows import read_rows
+from safeqwen.scan.summary import Counts
 
 
 BATCH = ("--batch-size", 2, "--num-workers", 2)  # so that 8 pictures are committed together
@@ -70,8 +71,18 @@ def test_one_if_some_are_errors_and_they_are_shown_whatever_they_are_called(comm
     (pictures / "a\x1b[31mred\nb.png").write_bytes(b"")
     assert command(pictures, "--out", tmp_path) == 1
     out = capsys.readouterr().out
-    assert "1 errors" in out and "\x1b" not in out and "red" in out
+    assert "; 1 error\n" in out and "\x1b" not in out and "red" in out
     assert len(rows_of(tmp_path / "rows.jsonl")) == 21
+
+
+def test_of_many_errors_all_are_counted_and_the_first_shown(command, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        (tmp_path / "in" / f"{i}.png").symlink_to("nowhere.png")
+    assert command(tmp_path / "in", "--out", tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "; 8 errors\n" in out and "\nerrors: 8; the first:\n" in out
+    assert re.findall(r"(\d)\.png: ", out) == [*"01234"]
 
 
 def refusals():
@@ -149,6 +160,14 @@ def test_a_second_process_is_refused_while_one_is_at_work(command, pictures, tmp
     assert len(rows_of(tmp_path / "rows.jsonl")) == 20
 
 
+@pytest.mark.parametrize("words", [["--token", "hf_secret"], ["--token=hf_secret"]])
+def test_a_token_is_in_no_file_that_a_scan_leaves(command, pictures, tmp_path, words):
+    out = tmp_path / "out" / "rows.jsonl"
+    assert command(pictures, "--out", out, *words) == 0
+    assert read_record(out)["made"]["command"].startswith(f"safeqwen scan {pictures} --out {out} --token")
+    assert not [path for path in out.parent.iterdir() if b"hf_secret" in path.read_bytes()]
+
+
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
@@ -223,8 +242,8 @@ def test_a_bar_on_a_terminal_with_count_rate_errors_and_time_left(command, pictu
     shown = read_to_end(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert "21 pictures: 20 judged now" in shown
-    bars = re.findall(r"\r[^\r]*21/21 \[\d\d:\d\d<\d\d:\d\d, [^\r]* pictures/s, 1 errors\]", shown)
-    assert bool(bars) == (not quiet) == ("errors]" in shown)
+    bars = re.findall(r"\r[^\r]*21/21 \[\d\d:\d\d<\d\d:\d\d, [^\r]* pictures/s, 1 error\]", shown)
+    assert bool(bars) == (not quiet) == ("error]" in shown)
 
 
 @pytest.mark.parametrize(("columns", "width"), [(60, 59), (0, 79)])
@@ -379,14 +398,16 @@ def test_a_sample_says_what_all_would_cost_within_an_interval(command, pictures,
     (pictures / "bad.png").write_bytes(b"")
     assert command(pictures, "--sample", 50, "--quiet") == 1
     out = capsys.readouterr().out
-    assert "21 pictures, of which 21 were drawn and looked at; nothing was written" in out
+    assert "21 pictures; drawn and looked at: 21; nothing was written" in out
     assert "these are all: there is nothing to estimate" in out and "interval" not in out
     assert command(pictures, "--sample", 20, "--quiet") == 1
     out = capsys.readouterr().out
-    assert re.search(r"errors +5.0%  \(0.9% to 23.6%\), 1 pictures", out)  # of 1 in 20, by R: prop.test(correct=F)
+    assert re.search(
+        r"errors +5.0%  \(0.9% to 23.6%\), 1 picture$", out, re.MULTILINE
+    )  # of 1 in 20, by R: prop.test(correct=F)
     assert re.search(r"all would take about \d\d:\d\d", out)
     assert command(pictures, "--sample", 3, "--quiet") in (0, 1)
-    assert "21 pictures, of which 3 were drawn" in capsys.readouterr().out
+    assert "21 pictures; drawn and looked at: 3; " in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 

@@ -79,7 +79,7 @@ def test_it_is_imported_without_ray():
 
 
 def test_without_ray_the_engine_says_what_to_install(monkeypatch):
-    from safeqwen.scan.ray import connected
+    from safeqwen.scan.cluster import connected
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"--engine ray needs Ray .*: pip install -e \"\.\[scan,ray\]\""):

@@ -1,5 +1,6 @@
 """The ledger holds what was finished, once, and refuses to be another scan's."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,6 +55,18 @@ def test_a_place_that_is_named_twice_stays_where_it_was_first_but_not_in_the_nex
         for position, id in enumerate(("b", "a", "b")):
             ledger.add_place(id, "2", position, error="gone")
         assert [id for id, *_ in ledger.places()] == ["b", "a"]
+
+
+def test_a_place_that_no_source_holds_any_more_leaves_the_ledger_with_the_pass(tmp_path):
+    with Ledger(tmp_path / "l", ABOUT) as ledger:
+        ledger.add_verdict(SHA, judged())
+        for position, id in enumerate(("a", "b")):
+            ledger.add_place(id, "1", position, sha256=SHA)
+        ledger.end_pass()
+        assert ledger.has_met("b", "1", 0)
+        ledger.end_pass()
+    with contextlib.closing(sqlite3.connect(tmp_path / "l")) as sql:
+        assert sql.execute("SELECT id FROM places").fetchall() == [("b",)]
 
 
 def test_a_place_cannot_speak_of_a_verdict_that_is_not_there_nor_have_neither_nor_both(tmp_path):

@@ -4,15 +4,20 @@ import http.server
 import json
 import pickle
 import re
+import socket
 import threading
+import time
+from datetime import timedelta
 
 import fsspec
 import pytest
+from pyarrow.fs import FileSystem
 from scanning import drawings, rows_of
 
 import safeqwen_cli
 from safeqwen.pictures import UnreadableImage
 from safeqwen.pictures.source import MAX_BYTES
+from safeqwen.scan import storage
 from safeqwen.scan.local import scan
 from safeqwen.scan.sources import Access, Sources, read_place
 
@@ -78,6 +83,32 @@ def test_a_source_that_is_not_there_or_tells_a_password_is_refused(uri, reason, 
     with pytest.raises(ValueError, match=reason) as refusal:
         Sources([uri])
     assert "cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("load", [lambda uri: Sources([uri]), lambda uri: read_place(uri, TRUSTING)])
+def test_a_storage_that_hangs_is_given_up_and_named(load, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setattr(storage, "STALLED_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the system connects, and nobody answers
+        at = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="s3://bucket/a.png: cannot be opened .*Operation too slow"):
+            load(f"s3://bucket/a.png?{at}")
+        assert time.monotonic() - started < 30  # without a limit of ours 100 s
+
+
+@pytest.mark.parametrize("uri, limit", [("s3://a/b?region=c", 10.0), ("gs://anonymous@a/b", timedelta(seconds=10))])
+def test_a_limit_goes_to_the_process_that_loads_and_all_else_stays(uri, limit, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    files, _ = FileSystem.from_uri(uri)
+    (before,), (after,) = (
+        found.__reduce__()[1] for found in (files, pickle.loads(pickle.dumps(storage._limited(files))))
+    )
+    assert {name: value for name, value in after.items() if before[name] != value} == (
+        {"connect_timeout": limit, "request_timeout": limit} if uri[0] == "s" else {"retry_time_limit": limit}
+    )
 
 
 @pytest.mark.parametrize(

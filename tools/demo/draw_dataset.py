@@ -14,8 +14,8 @@ messages: a chat template puts in its own where a conversation has none. The tax
 it comes OUT/categories.yaml, the names in the order of the guard's columns.
 
 Same arguments, same Pillow, same bytes. Two sets share no drawing if their seeds are apart: a set takes one for each
-of its pictures, from --first-seed on. The demo checkpoint was trained on seeds 0 to 54999 of "holisafe", and its
-vision tower on 200000 to 263999.
+of its pictures, from --first-seed on. The demo checkpoint was trained on seeds 0 to 50999 of "holisafe", and its
+vision tower on 200000 to 279999.
 """
 
 import argparse
