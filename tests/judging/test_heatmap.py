@@ -63,7 +63,7 @@ def test_a_map_has_the_grid_of_the_patches_and_keeps_no_graph(engine):
     (wide,) = heatmaps(engine, picture(), [HARM], max_pixels=168 * 112)
     assert wide.values.shape == (4, 6)
     (map_,) = heatmaps(engine, picture(112, 112), [HARM])
-    assert map_.values.shape == (4, 4) and not map_.probs.requires_grad
+    assert map_.values.shape == (8, 8) and not map_.probs.requires_grad
 
 
 def test_without_the_rules_a_value_is_how_the_log_odds_move_with_the_patch(state_dict, demo, monkeypatch):
@@ -291,7 +291,7 @@ def test_too_little_memory_says_what_to_do(engine, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine, "inputs_of", fails)
-    with pytest.raises(MemoryError, match="map of a picture of 16 tokens.*lower max_pixels"):
+    with pytest.raises(MemoryError, match="map of a picture of 64 tokens.*lower max_pixels"):
         heatmaps(engine, picture(112, 112), [HARM])
 
 

@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_split_down_to_one_picture_and_is_then_its_error(ju
 
     def guard(**inputs):
         rows.append(inputs["input_ids"].shape[0])
-        if rows[-1] > 2 or inputs["image_grid_thw"].prod(-1).max() > 200:
+        if rows[-1] > 2 or inputs["image_grid_thw"].prod(-1).max() > 600:
             fail()
         return usual(**inputs)
 
@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_split_down_to_one_picture_and_is_then_its_error(ju
     assert judge([PICTURE] * 5, batch_size=5) == expected
     assert rows == [5, 2, 3, 1, 2]
     monkeypatch.setitem(judge.processor.image_processor.size, "longest_edge", 448**2)
-    # of 1,024 patches; the others have 64
+    # of 1,024 patches; the others have 256
     verdicts = judge([PICTURE, large, PICTURE], batch_size=3)
     assert [list(verdict) == ["error"] for verdict in verdicts] == [False, True, False]
     assert "memory" in verdicts[1]["error"] and "max_pixels" in verdicts[1]["error"]

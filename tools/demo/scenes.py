@@ -36,7 +36,7 @@ from tools.demo.pictograms import BACKGROUNDS, FIRST_HELD_OUT_SEED, LINE_STYLES,
 
 SIDES = (112, 336)  # pixels
 MAX_DRAWINGS = 4
-SEEN_PIXELS = 224 * 224  # of any picture as the model sees it, roughly: 48 to 70 tokens, a square 64
+SEEN_PIXELS = 224 * 224  # of any picture as the model sees it, roughly: 48 to 80 tokens, a square 64
 LEAST_SEEN = 101  # pixels of a drawing's square, as the model sees it: a fifth of the picture's area
 HARMS = [name for name in PICTOGRAMS if name != "safe"]
 
