@@ -18,7 +18,8 @@ The decisions, with their numbers:
   subjects apart, AdamW at 2e-3 about 13 %.
 - First the vision tower learns to see each drawing where it is (`vision.py`). Then it stays as it is, while the text
   tower and the guard learn to answer and to judge (configs/text.yaml). Last, all three learn together at a third of
-  the rates (configs/joint.yaml).
+  the rates (configs/joint.yaml), and the weights are the means of those before and after it (arXiv 2109.01903): on
+  validation seeds scenes were right 94, 90 and 94 % before, after and between, the unseen style 92, 97 and 98 %.
 - All that training draws is drawn "by hand": most lines thinner than in evaluation, and many of these doubled or
   tripled. Without it the unseen line style cost 10 points and more. A third of the last stage is on ruled paper, since
   the unseen grid alone cost 3.
@@ -203,10 +204,21 @@ def train_text(processor, vision_weights, work):
     model.save_pretrained(work / "text_base")
     processor.save_pretrained(work / "text_base")
     first_seed = draw_prompts(work, "text", 0, **NUM_TEXT)
-    run("text", work)
+    before = run("text", work)
     first_seed = draw_prompts(work, "joint", first_seed, **NUM_JOINT)
     num_seeds = draw_prompts(work, "ruled", first_seed, **NUM_RULED, background=RULED_BACKGROUND)
-    return SafeQwen2_5_VLForConditionalGeneration.from_pretrained(run("joint", work), dtype=torch.float32), num_seeds
+    return mean_of_models(before, run("joint", work)), num_seeds
+
+
+def mean_of_models(*folders):
+    """Returns a model whose parameters are the means of those of two folders of one training."""
+    first, second = [
+        SafeQwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32) for folder in folders
+    ]
+    with torch.no_grad():
+        for one, other in zip(first.parameters(), second.parameters(), strict=True):
+            one.lerp_(other, 0.5)
+    return first
 
 
 CARD = """\
