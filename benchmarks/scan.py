@@ -16,8 +16,8 @@ background, "drawings" PNGs of 112 x 112.
 - **kills**: one scan that is killed (SIGKILL) again and again, at moments drawn so that they spread over all of it,
   against one that was left alone: whether the rows are the same, but for the fields of time.
 
-The demo sees about 224 x 224 pixels of a picture: 64 tokens. `--side 112` shows it 16, which takes no longer than a JPEG
-takes to be read and prepared. The last line of output is one JSON object.
+The demo sees about 224 x 224 pixels of a picture: 64 tokens. `--side 112` shows it 16, which takes no longer than
+a JPEG takes to be read and prepared. The last line of output is one JSON object.
 """
 
 import argparse

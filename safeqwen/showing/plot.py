@@ -71,7 +71,7 @@ def count_axis(axes, highest):
     """
     highest = max(1, int(highest))
     powers = [10**power for power in range(1, 8) if 5 * 10**power <= highest]
-    ticks = [0, *powers[:: -3 if len(powers) > 4 else -2][::-1], highest]
+    ticks = [0, *powers[:: -1 - (len(powers) > 2) - (len(powers) > 4)][::-1], highest]
     axes.set_yscale("symlog", linthresh=10)
     axes.set_ylim(0, 1.2 * highest)
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
