@@ -34,7 +34,7 @@ from safeqwen.publishing.record import load_run
 ROOT = Path(__file__).parents[1]
 SETS = {
     "train": ["--taxonomy", "own", "--num", "1000", "--first-seed", "0"],
-    "replay": ["--num", "1000", "--first-seed", "200000", "--unlabelled"],
+    "replay": ["--num", "1000", "--first-seed", "300000", "--unlabelled"],
     "held_out": ["--taxonomy", "own", "--num", "500", "--first-seed", "1000000"],
     "old": ["--num", "380", "--first-seed", "1200000"],
 }

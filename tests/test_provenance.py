@@ -20,6 +20,7 @@ from safeqwen import provenance
         (["HTTPS://me:secret@a.b/my c.png?sig=secret#x"], "'HTTPS://a.b/my c.png'"),
         (["--url=http://a.b/c?key=secret", "s3://a/b?region=c", "in/a?b.png"],
          "--url=http://a.b/c 's3://a/b?region=c' 'in/a?b.png'"),
+        (["http://[a?key=secret", "b.png"], "http://... b.png"),  # no address
     ],
 )  # fmt: skip
 def test_a_recorded_command_holds_no_token_and_no_key_of_a_url(words, recorded):

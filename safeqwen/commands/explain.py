@@ -1,6 +1,7 @@
 """`safeqwen explain`: where the verdict on a picture comes from, as pictures and as numbers."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _refuse_existing(files, args, only_picture=False):
     for file in files:
         if file is None or not file.exists():
             continue
-        if Path(args.image).exists() and file.samefile(args.image):
+        if os.path.exists(args.image) and file.samefile(args.image):
             raise ValueError(f"{file} is the picture itself: give another --out")
         if not args.force and not only_picture:
             raise ValueError(f"{file} exists: --force replaces it, or give another --out")

@@ -94,11 +94,10 @@ def ask_hub(source, revision=None, cache_dir=None, local_files_only=False, token
         raise ValueError(f"{failed} the name can be no repository's on the Hub: check the path") from error
     if local_files_only or constants.HF_HUB_OFFLINE:
         return
-    in_cache = isinstance(try_to_load_from_cache(source, "config.json", cache_dir, revision), str)
-    if not in_cache:
-        say(f"there is no folder {source}: the Hub is asked for it")
+    if isinstance(try_to_load_from_cache(source, "config.json", cache_dir, revision), str):
+        return  # the library takes what was downloaded before, with a network or without
+    say(f"there is no folder {source}: the Hub is asked for it")
     try:  # whatever it answers: the library says what that means, and tries again if the Hub is busy
         get_session().head(hf_hub_url(source, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # of the HTTP library, which is another one since huggingface_hub 1.0
-        offline = "; HF_HUB_OFFLINE=1 in the environment takes what was downloaded before" if in_cache else ""
-        raise ValueError(f"{failed} the Hub cannot be reached: {error}{offline}") from error
+        raise ValueError(f"{failed} the Hub cannot be reached: {error}") from error

@@ -32,7 +32,11 @@ def without_secrets(url):
     scheme = re.match(r"[^:]*:/*", url)[0]
     rest = url[len(scheme) :]
     if re.match(r"https?:", scheme, re.IGNORECASE):
-        rest = urllib.parse.urlsplit(url).netloc.rpartition("@")[2] + urllib.parse.urlsplit(url).path
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError:  # such as brackets that hold no address
+            return printable(scheme + "...")
+        rest = parts.netloc.rpartition("@")[2] + parts.path
     else:  # keys of storage services may hold slashes and question marks
         rest = re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
     return printable(scheme + rest)

@@ -37,7 +37,7 @@ from safeqwen import __version__
 from safeqwen.judging.engine import Engine, window_of
 from safeqwen.judging.load import default_dtype
 from safeqwen.loading import DEMO_CHECKPOINT, load_processor
-from safeqwen.pictures.errors import one_line
+from safeqwen.pictures.errors import one_line, printable
 from safeqwen.scan.items import BATCH_SIZE, NUM_WORKERS
 from safeqwen.scan.judge import Judge
 from safeqwen.scan.keep import keep
@@ -107,7 +107,7 @@ def scan(
     if num_actors is not None and num_actors > num_units:
         raise ValueError(
             f"--num-actors {num_actors}: each takes a {kind}, and the Ray cluster has {num_units}; give at most as "
-            "many, or add machines"
+            "many, or start more machines before the scan"
         )
     num_actors = num_actors or max(1, num_units)
     dtype = str(dtype or default_dtype("cuda" if has_gpu else "cpu")).removeprefix("torch.")
@@ -162,8 +162,8 @@ def scan(
             put_off.append([item for item, _ in found])
             if len(put_off) > MAX_PUT_OFF:
                 raise RuntimeError(
-                    f"actors died {MAX_TRIES} times at each of {len(put_off)} windows: look at their machines' memory "
-                    f"and logs; {AGAIN}"
+                    f"actors died {MAX_TRIES} times at each of {len(put_off)} windows, the first of which begins with "
+                    f"{printable(put_off[0][0].place.id)}: look at their machines' memory and logs; {AGAIN}"
                 )
         blocks, _ = _in_store([[replace(item, error=None)]] for window in put_off for item in window)
         for found in judged(blocks, known, is_alone=True):
@@ -273,13 +273,17 @@ class Actor:
         if not ray.get(self.tries.may_begin.remote(items[0].position)):
             return [(replace(item, error=DIED), None) for item in items]
         found = self.judge.judge(items, self.known.__contains__)
+        self.tries.ended.remote(items[0].position)
         for item, _ in found:
             item.place = replace(item.place, load=None)  # which may hold the picture
         return found
 
 
 class Tries:
-    """What Ray makes an actor of that counts how often each window was begun: it outlives the actors that judge."""
+    """
+    What Ray makes an actor of that counts how often each window was begun without an end: it outlives the actors that
+    judge. Of a block that is tried again the windows before the one that kills were ended, and do not count.
+    """
 
     def __init__(self, max_tries):
         self.max_tries, self.num_begun = max_tries, Counter()
@@ -288,6 +292,10 @@ class Tries:
         """Whether the window whose first item has this position was not yet begun too often (`bool`)."""
         self.num_begun[position] += 1
         return self.num_begun[position] <= self.max_tries
+
+    def ended(self, position):
+        """The actor lives that judged the window whose first item has this position."""
+        self.num_begun.pop(position, None)
 
 
 def _last_line(error):

@@ -1,5 +1,6 @@
 """`safeqwen explain`: which maps it makes, where it writes them, and what it refuses."""
 
+import base64
 import json
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_file_that_exists_is_kept_unless_told_otherwise(tmp_path, picture, cap
     with Image.open(out) as overlay:
         assert overlay.size == (160, 160)
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_a_picture_that_is_no_file_may_replace_one(tmp_path, picture):
+    (tmp_path / "there.png").write_bytes(b"another's")
+    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"  # longer than any file's name
+    assert explain(url, "--category", "suicide", "--out", tmp_path / "there.png", "--force") == 0
+    with Image.open(tmp_path / "there.png") as overlay:
+        assert overlay.size == (160, 160)
 
 
 def test_none_of_several_is_written_if_one_exists(tmp_path, picture, capsys):

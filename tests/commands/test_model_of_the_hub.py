@@ -92,7 +92,7 @@ def test_what_can_be_no_repositorys_name_is_refused_without_asking(arguments, na
         )
 
 
-def test_a_model_that_was_downloaded_before_needs_a_word_where_no_hub_answers(tmp_path, monkeypatch, capsys):
+def test_for_a_model_that_was_downloaded_before_the_hub_is_not_asked(tmp_path, monkeypatch, capsys):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--someone--tiny"
     (repository / "snapshots" / commit).mkdir(parents=True)
@@ -105,10 +105,11 @@ def test_a_model_that_was_downloaded_before_needs_a_word_where_no_hub_answers(tm
 
     monkeypatch.setattr(model.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(model, "get_session", fail)
-    with pytest.raises(ValueError, match="no route to host; HF_HUB_OFFLINE=1 in the environment takes what was"):
-        model.ask_hub("someone/tiny", cache_dir=str(tmp_path))
+    for revision in (None, commit):
+        model.ask_hub("someone/tiny", revision, cache_dir=str(tmp_path))
     assert not capsys.readouterr().err
-    model.ask_hub("someone/tiny", cache_dir=str(tmp_path), local_files_only=True)
+    with pytest.raises(ValueError, match="the Hub cannot be reached: no route to host"):
+        model.ask_hub("someone/else", cache_dir=str(tmp_path))
 
 
 def test_a_hub_that_answers_is_left_to_its_own_library(monkeypatch, capsys):

@@ -191,7 +191,8 @@ def test_a_picture_that_kills_each_actor_is_an_error_of_its_own_and_is_judged_wh
         with monkeypatch.context() as patch:
             patch.setattr(on_ray, "MAX_PUT_OFF", 0)
             with pytest.raises(
-                RuntimeError, match="actors died 1 times at each of 1 windows: .*; start the same command"
+                RuntimeError,
+                match="at each of 1 windows, the first of which begins with .*: .*; start the same command",
             ) as refusal:
                 run(engine, [tmp_path / "list.txt"], tmp_path / "ray.jsonl", access=HERE)
         assert "\n" not in str(refusal.value) and not (tmp_path / "ray.jsonl").exists()

@@ -10,6 +10,7 @@ from scanning import drawings
 from safeqwen import SafetyPolicy
 from safeqwen.scan import Judge
 from safeqwen.scan.local import scan
+from safeqwen.scan.ray import Tries
 from safeqwen.scan.rows import FIELDS, read_rows, rows_schema
 
 
@@ -95,3 +96,14 @@ def test_blocks_hold_every_item_once_in_order_and_grow_so_that_there_are_few():
     assert [i for block in blocks for window in block for i in window] == [*range(1_000_000)]
     assert all(len(window) == 64 for block in blocks for window in block)
     assert {len(block) for block in blocks[:SAME_SIZE]} == {1} and len(blocks) < 1600
+
+
+def test_a_window_is_put_off_after_its_tries_and_one_that_was_ended_between_is_not():
+    """Windows 0, 64 and 128 of a block whose last one kills its actor each time: Ray begins the block anew."""
+    tries = Tries(3)
+    for _ in range(3):
+        for position in (0, 64):
+            assert tries.may_begin(position)
+            tries.ended(position)
+        assert tries.may_begin(128)
+    assert tries.may_begin(0) and tries.may_begin(64) and not tries.may_begin(128)

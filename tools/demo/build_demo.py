@@ -67,7 +67,7 @@ from tools.demo.scenes import HARMS, write_scenes
 ROOT = Path(__file__).parents[2]
 HOLISAFE = TAXONOMIES["holisafe"]
 SEED = 2506
-WORK = ROOT / "build" / "demo"  # where configs/{vision,text,joint}.yaml read
+WORK = ROOT / "build" / "demo"  # where configs/{text,joint}.yaml read
 NUM_THREADS = 1  # sums come out the same on any number of cores; the next batch is prepared by another process
 FIRST_VISION_SEED = 200_000
 VISION_PASSES = (  # by the mean of each drawing's tokens, then by each of them too

@@ -168,7 +168,7 @@ def write_dataset(out, taxonomy, prompts, labelled=True, sides=IMAGE_SIDES, **st
         out (`Path`): an empty folder, or one yet to be made.
         labelled (`bool`): whether rows tell their category; their `safety_label` is null otherwise.
         sides (sequence of `int`): pixels, from which each drawing's seed chooses.
-        **style: `line_style` and `background` for `draw`.
+        **style: `line_style`, `background` and `by_hand` for `draw`.
 
     Raises:
         ValueError: if out holds anything.
