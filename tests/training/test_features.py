@@ -31,7 +31,7 @@ def test_the_guard_alone_learns_a_new_taxonomy_from_features_that_are_computed_o
     (tmp_path / "categories.yaml").write_text(yaml.safe_dump(aliases))
     settings = {
         **{"tuning": "guard_only", "categories": [str(tmp_path / "categories.yaml")], "max_steps": 150},
-        **{"guard_learning_rate": 1e-2, "eval_data": [str(rows["eval"])], "global_batch_size": 14},
+        **{"guard_learning_rate": 1e-3, "eval_data": [str(rows["eval"])], "global_batch_size": 14},
     }
     metrics = train(arguments(rows, tmp_path / "first", **settings))
     assert metrics["eval_guard_accuracy"] == 1.0  # the demo tells these apart already

@@ -114,7 +114,7 @@ def test_a_guard_that_no_step_has_moved_yet_is_not_evaluated(tmp_path, rows):
 
 def test_a_long_prompt_that_is_labelled_does_not_stop_the_run_at_a_blank_row(tmp_path, rows):
     data = write_rows(tmp_path / "long", 5, 0)
-    train(arguments({"data": data}, tmp_path / "run", max_length=45, on_bad_row="skip"))
+    train(arguments({"data": data}, tmp_path / "run", max_length=93, on_bad_row="skip"))
 
 
 def test_a_base_that_has_changed_since_is_not_merged_into(tmp_path, rows):
