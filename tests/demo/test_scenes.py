@@ -7,10 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
+from safeqwen import DEMO_CHECKPOINT
 from tools.demo import scenes
 from tools.demo.pictograms import FIRST_HELD_OUT_SEED, PICTOGRAMS
-from tools.demo.processor import build_processor
 from tools.demo.scenes import HARMS, LEAST_SEEN, SEEN_PIXELS, Drawing, Scene, draw_scene, quarters, write_scenes
 
 
@@ -80,7 +81,7 @@ def test_four_drawings_fit_into_squares_and_two_into_every_shape():
 
 
 def test_the_model_sees_every_picture_at_about_the_same_size():
-    processor = build_processor().image_processor
+    processor = AutoProcessor.from_pretrained(DEMO_CHECKPOINT).image_processor
     for size in ((112, 112), (168, 168), (224, 224), (448, 448), (300, 300), (336, 112), (112, 336), (199, 123)):
         _, rows, columns = processor([Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"][0].tolist()
         assert 48 <= rows * columns // 4 <= 80
