@@ -54,6 +54,7 @@ def write_rows(ledger, path, maker, counts):
 
 
 def summarize(ledger, maker, counts, write):
+    """Hands each row of the ledger's pass to `write`, in the order of the places, and returns their [`Summary`]."""
     groups = _groups(ledger)
     disagreeing = _disagreeing(ledger, maker, groups)
     summary = Summary(counts, num_groups=len({*groups.values()}), num_disagreeing=len(disagreeing))

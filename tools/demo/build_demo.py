@@ -81,7 +81,7 @@ NUM_RULED = {"num_drawings": 2_500, "num_pairs": 500, "num_scenes": 2_500}
 SAFE_SHARE, SAFE_SHARE_IN_SCENES = 0.35, 0.3
 
 
-def build_model(tokenizer, num_layers=3, rms_norm_eps=1e-6, **kwargs):
+def build_model(tokenizer, num_layers=3, **kwargs):
     """Returns the model with random weights: `num_layers` of text, and what else the config is to hold."""
 
     def token_id(token):
@@ -93,7 +93,7 @@ def build_model(tokenizer, num_layers=3, rms_norm_eps=1e-6, **kwargs):
             "hidden_size": 192,
             "intermediate_size": 448,
             "num_hidden_layers": num_layers,
-            "rms_norm_eps": rms_norm_eps,
+            "rms_norm_eps": 1e-6,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,

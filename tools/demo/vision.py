@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from tools.demo.muon import Muon, is_muons
+from tools.demo.muon import Muon, SeveralOptimizers, is_muons
 from tools.demo.pictograms import PICTOGRAMS, draw, subject
 from tools.demo.scenes import HARMS, draw_scene
 
@@ -104,17 +104,15 @@ def train(visual, head, image_processor, first_seed, num, rate, each_token):
     named = list(visual.named_parameters())
     matrices = [parameter for name, parameter in named if is_muons(name, parameter)]
     rest = [parameter for name, parameter in named if not is_muons(name, parameter)]
-    optimizers = [
-        Muon(matrices, lr=rate, weight_decay=0.05),
-        torch.optim.AdamW([*rest, *head.parameters()], lr=rate / 20, betas=(0.9, 0.98), weight_decay=0.05),
-    ]
+    adamw = torch.optim.AdamW([*rest, *head.parameters()], lr=rate / 20, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = SeveralOptimizers([Muon(matrices, lr=rate, weight_decay=0.05), adamw])
     num_steps = num // BATCH_SIZE
 
     def share_of_rate(step):
         cosine = (1 + math.cos(math.pi * step / num_steps)) / 2
         return min(1, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_rate) for optimizer in optimizers]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_rate)
     drawings = Drawings(image_processor, first_seed, num_steps * BATCH_SIZE)
     num_right = num_drawn = 0
     for step, batch in enumerate(
@@ -127,13 +125,11 @@ def train(visual, head, image_processor, first_seed, num, rate, each_token):
             counts = torch.tensor([len(part) for part in tokens])
             losses = F.cross_entropy(head(torch.cat(tokens)), labels.repeat_interleave(counts), reduction="none")
             loss = loss + torch.stack([part.mean() for part in losses.split(counts.tolist())]).mean()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*visual.parameters(), *head.parameters()], 1.0)
-        for optimizer, schedule in zip(optimizers, schedules):
-            optimizer.step()
-            schedule.step()
+        optimizer.step()
+        schedule.step()
         num_right, num_drawn = num_right + int((logits.argmax(1) == labels).sum()), num_drawn + len(labels)
         if step % 50 == 0:
             print(f"step {step} of {num_steps}: {num_right / num_drawn:.1%} of {num_drawn} drawings", file=sys.stderr)
